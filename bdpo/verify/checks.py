@@ -62,7 +62,23 @@ def _domain(symbols: Sequence[sp.Symbol], box: Mapping[sp.Symbol, tuple[Any, Any
 def _symbols(*statements: Any) -> list[sp.Symbol]:
     sides = [side for st in statements for side in (st.args if isinstance(st, sp.core.relational.Relational) else (st,))]
     found = {s for side in sides for s in unfold(side).free_symbols if isinstance(s, sp.Symbol)}
-    return sorted(found, key=str)
+    return sorted(found - {b.label for b in _bases(*statements)}, key=str)
+
+
+def _bases(*statements: Any) -> list[sp.IndexedBase]:
+    return sorted({e.base for st in statements for e in unfold(st).atoms(sp.Indexed)}, key=str)
+
+
+_ENTRIES = [Fraction(q) for q in ("1/2", "2", "1/3", "3", "3/4", "5/2", "1/5", "4")]
+
+
+def _worlds(statements: Sequence[Any], box: Mapping[Any, tuple[Any, Any]], limit: int) -> list[dict[Any, Any]]:
+    """Rational points for the symbols, and for each indexed variable a list of different entries, another at each point."""
+    points: list[dict[Any, Any]] = list(_points(_symbols(*statements), box, limit))
+    for turn, point in enumerate(points):
+        for shift, base in enumerate(_bases(*statements), turn):
+            point[base] = [_ENTRIES[(k + shift) % len(_ENTRIES)] for k in range(len(_ENTRIES))]
+    return points
 
 
 def describe(world: World) -> dict[str, str]:
@@ -90,12 +106,12 @@ def _zero(d: Any) -> str | None:
     return next((name for name, f in attempts.items() if f(d) == 0), None)
 
 
-def _equal(box: Mapping[sp.Symbol, tuple[Any, Any]], points: int) -> Callable[[sp.Eq], Outcome]:
+def _equal(box: Mapping[sp.Symbol, tuple[Any, Any]], where: Sequence[Any], points: int) -> Callable[[sp.Eq], Outcome]:
     def check(statement: sp.Eq) -> Outcome:
         difference = unfold(statement.lhs) - unfold(statement.rhs)
         relation = sp.Eq(difference, 0, evaluate=False)
-        for point in _points(_symbols(difference), box, points):
-            if holds(relation, point) is False:
+        for point in _worlds([difference, *where], box, points):
+            if all(holds(c, point) for c in where) and holds(relation, point) is False:
                 return Outcome(False, "proof", describe(point), "the two sides differ at a rational point")
         if how := _zero(difference):
             return Outcome(True, "proof", detail=f"the difference of the sides becomes 0 by: {how}")
@@ -109,6 +125,7 @@ def identity(
     *,
     mutants: Mapping[str, sp.Eq] | None = None,
     box: Mapping[sp.Symbol, tuple[Any, Any]] | None = None,
+    where: Sequence[Any] = (),
     points: int = 60,
 ) -> Evidence:
     r"""Prove or refute :math:`f = g` for all values of the symbols, exactly.
@@ -124,6 +141,8 @@ def identity(
         False variants by name; by default the neighbours of :func:`bdpo.verify.mutations`.
     box
         Open intervals of symbols whose assumptions alone do not give the domain, such as ``{p: (0, 1)}``.
+    where
+        Relations between symbols that the points must meet, such as ``i <= n`` for an index.
     points
         How many rational points are tried, the simplest first.
 
@@ -144,7 +163,7 @@ def identity(
     if mutants is None:
         many = len(parts) > 1
         mutants = {f"{name} (line {k})" if many else name: m for k, part in enumerate(parts, 1) for name, m in mutations(part).items()}
-    run = _equal(box, points)
+    run = _equal(box, where, points)
 
     def check(eqs: Any) -> Outcome:
         outcomes = [run(e) for e in (eqs if isinstance(eqs, list) else [eqs])]
@@ -157,8 +176,8 @@ def identity(
         parts,
         {k: list(m) if isinstance(m, (list, tuple)) else [m] for k, m in mutants.items()},
         method="symbolic identity",
-        text=text(parts),
-        domain=_domain(symbols, box),
+        text=text(parts if len(parts) > 1 else parts[0]),
+        domain=_domain([*symbols, *(b.label for b in _bases(*parts))], box) + "".join(rf", \({sp.latex(c)}\)" for c in where),
         tolerance="exact",
         falsifier="a point of the domain at which the two sides differ",
         trust=_SYMPY,
