@@ -364,15 +364,17 @@ class Execution:
     notebook: Any
     parameters: Mapping[str, Any] = field(default_factory=dict)
     timeout: float = 600.0
+    label: str = ""
 
     def start(self) -> "Execution":
         import nbformat
 
-        work = self.book.out / "work" / f"{self.name}-{os.getpid()}"
+        self.label = self.label or self.name
+        work = self.book.out / "work" / f"{self.label}-{os.getpid()}"
         work.mkdir(parents=True, exist_ok=True)
         self.source, self.result = work / "in.ipynb", work / f"{self.name}.ipynb"
         nbformat.write(self.notebook, self.source)
-        self.log = self.book.out / "logs" / f"{self.name}.log"
+        self.log = self.book.out / "logs" / f"{self.label}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         environment = {
             **os.environ,
@@ -470,7 +472,7 @@ class Execution:
             lines += self.log.read_text("utf-8", "replace").splitlines()[-15:]
         lines.append(f"log: {self.book.short(self.log)}")
         if done:
-            kept = self.book.out / "failed" / f"{self.name}.ipynb"
+            kept = self.book.out / "failed" / f"{self.label}.ipynb"
             write(kept, nbformat.writes(tidy(done)))
             lines.append(f"as far as it came: {self.book.short(kept)}")
         raise BookError("\n".join(lines))
@@ -687,7 +689,7 @@ def run(
         raise BookError(f"{out}: the name of an executed notebook ends in .ipynb")
     if target.parent in (book.root / "notebooks", book.out / "notebooks"):
         raise BookError(f"{out} would overwrite the book's own notebook; choose another folder")
-    execution = Execution(book, text.stem, source, values, timeout).start()
+    execution = Execution(book, text.stem, source, values, timeout, label).start()
     try:
         while not execution.over():
             time.sleep(0.05)
