@@ -35,13 +35,18 @@ def collect(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if row["id"] not in INDEX:
             raise ValueError(f"{row['id']!r} is not an id of the claims index")
         if row["id"] in given:
-            raise ValueError(f"{row['id']} is ruled on twice: in {given[row['id']]['notebook']} and in {row['notebook']}")
+            raise ValueError(
+                f"{row['id']} is ruled on twice: in {given[row['id']]['notebook']} and in {row['notebook']}"
+            )
         given[row["id"]] = row
     ledger = []
     for name, entry in INDEX.items():
         row = {**empty_row(entry), **given.get(name, {})}
         if not row["evidence"] and entry.same_as in given:
-            row = {**given[entry.same_as], **{k: row[k] for k in ("id", "kind", "locator", "statement", "same_as", "rests_on")}}
+            row = {
+                **given[entry.same_as],
+                **{k: row[k] for k in ("id", "kind", "locator", "statement", "same_as", "rests_on")},
+            }
         row["verdict"] = verdict(row["evidence"])[0]
         ledger.append(row)
     return ledger

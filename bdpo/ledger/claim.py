@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from bdpo import verify
 from bdpo.ledger.index import INDEX, Entry
 from bdpo.ledger.rules import AS_PRINTED, verdict
+from bdpo.verify.display import math, numbers, prose
+from bdpo.verify.evidence import OUTCOME
 
 MIME = "application/vnd.bdpo.claim+json"
 
@@ -47,7 +48,9 @@ class Claim:
         if not isinstance(self.formula, Mapping):
             return self.formula
         if reading not in self.formula:
-            raise ValueError(f"{self.entry.id}: no formula for the reading {reading!r}; known: {', '.join(self.formula)}")
+            raise ValueError(
+                f"{self.entry.id}: no formula for the reading {reading!r}; known: {', '.join(self.formula)}"
+            )
         return self.formula[reading]
 
     def _attach(self, role: str, evidence: verify.Evidence, reading: str, words: str | None) -> Claim:
@@ -175,36 +178,8 @@ def claim(id: str, formula: Any = None) -> Claim:
 # ---------------------------------------------------------------- the card
 
 
-def _math(tex: str, *, display: bool = False) -> str:
-    left, right = (r"\[", r"\]") if display else (r"\(", r"\)")
-    tag = "div" if display else "span"
-    return f'<{tag} class="math notranslate nohighlight">{left}{html.escape(tex)}{right}</{tag}>'
-
-
-def prose(words: str) -> str:
-    """HTML of words with ``$...$``."""
-    pieces = re.split(r"\$([^$]+)\$|\\\((.+?)\\\)", words)
-    out = []
-    for k in range(0, len(pieces), 3):
-        out.append(html.escape(pieces[k]))
-        if k + 1 < len(pieces):
-            out.append(_math(pieces[k + 1] or pieces[k + 2]))
-    return "".join(out)
-
-
 def badge(name: str) -> str:
     return f'<span class="badge badge-{name}">{_BADGE[name]}</span>'
-
-
-def _outcome(e: Mapping[str, Any]) -> str:
-    return {True: "passed", False: "failed", None: "undecided"}[e["passed"]]
-
-
-def _numbers(counterexample: Mapping[str, str]) -> str:
-    def name(key: str) -> str:
-        return _math(key) if re.search(r"[\\_^]|^\w$", key) else html.escape(key)
-
-    return ", ".join(f"{name(k)} = {html.escape(v)}" for k, v in counterexample.items())
 
 
 def card(row: Mapping[str, Any]) -> str:
@@ -216,23 +191,25 @@ def card(row: Mapping[str, Any]) -> str:
         f'<p class="claim-statement">{prose(row["statement"])}</p>',
     ]
     if row["latex"]:
-        parts.append(f'<div class="claim-formula">{_math(row["latex"], display=True)}</div>')
+        parts.append(f'<div class="claim-formula">{math(row["latex"], display=True)}</div>')
     if len(row["readings"]) > 1:
-        items = "".join(f'<li>{prose(r["name"])}: {badge(r["verdict"])}</li>' for r in row["readings"])
+        items = "".join(f"<li>{prose(r['name'])}: {badge(r['verdict'])}</li>" for r in row["readings"])
         parts.append(f'<ul class="claim-reading">{items}</ul>')
     if row["counterexample"]:
-        parts.append(f'<p class="claim-counterexample"><strong>Counterexample.</strong> {_numbers(row["counterexample"])}</p>')
+        parts.append(
+            f'<p class="claim-counterexample"><strong>Counterexample.</strong> {numbers(row["counterexample"])}</p>'
+        )
     if row["corrected"]:
         parts.append(f'<p class="claim-corrected"><strong>What survives.</strong> {prose(row["corrected"])}</p>')
     body = "".join(
-        f'<tr><td>{e["role"]}</td><td>{prose(e["statement"])}</td><td>{e["method"]}: {_outcome(e)} ({e["strength"]})</td>'
-        f'<td>{prose(e["domain"])}</td><td>{e["mutants_killed"]}/{e["mutants_total"]}</td></tr>'
+        f"<tr><td>{e['role']}</td><td>{prose(e['statement'])}</td><td>{e['method']}: {OUTCOME[e['passed']]} ({e['strength']})</td>"
+        f"<td>{prose(e['domain'])}</td><td>{e['mutants_killed']}/{e['mutants_total']}</td></tr>"
         for e in row["evidence"]
     )
     count = len(row["evidence"])
     parts.append(
         f'<details class="claim-evidence"><summary>Evidence: {count} check{"s" * (count != 1)}, '
-        f'{row["mutants_killed"]} of {row["mutants_total"]} mutants killed</summary>'
+        f"{row['mutants_killed']} of {row['mutants_total']} mutants killed</summary>"
         '<table class="evidence"><thead><tr><th>Role</th><th>Statement checked</th><th>Outcome</th><th>Domain</th>'
         f"<th>Mutants killed</th></tr></thead><tbody>{body}</tbody></table></details></div>"
     )

@@ -87,7 +87,10 @@ def verdict(evidence: Iterable[Mapping[str, Any]]) -> tuple[str, dict[str, str]]
     items = list(evidence)
     posed = [e for e in items if e["role"] == "well-posed"]
     names = dict.fromkeys(e["reading"] for e in items if e["role"] not in ("well-posed", "sharp"))
-    readings = {n: reading_verdict(e for e in items if e["reading"] == n and e["role"] not in ("well-posed", "sharp")) for n in names}
+    readings = {
+        n: reading_verdict(e for e in items if e["reading"] == n and e["role"] not in ("well-posed", "sharp"))
+        for n in names
+    }
     if any(sound(e) and refuted(e) for e in posed):
         return "ill-defined", readings
     if not readings or not all(map(sound, items)) or "open" in readings.values():

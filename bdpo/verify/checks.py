@@ -39,7 +39,9 @@ def _grid(symbol: sp.Symbol, box: Mapping[sp.Symbol, tuple[Any, Any]]) -> list[F
     return parts if symbol.is_positive else [*parts, Fraction(0), *(-q for q in parts)]
 
 
-def _points(symbols: Sequence[sp.Symbol], box: Mapping[sp.Symbol, tuple[Any, Any]], limit: int) -> list[dict[Any, Fraction]]:
+def _points(
+    symbols: Sequence[sp.Symbol], box: Mapping[sp.Symbol, tuple[Any, Any]], limit: int
+) -> list[dict[Any, Fraction]]:
     """Up to ``limit`` rational points, the simplest first; no two symbols are forced to agree."""
     if not symbols:
         return [{}]
@@ -60,7 +62,9 @@ def _domain(symbols: Sequence[sp.Symbol], box: Mapping[sp.Symbol, tuple[Any, Any
 
 
 def _symbols(*statements: Any) -> list[sp.Symbol]:
-    sides = [side for st in statements for side in (st.args if isinstance(st, sp.core.relational.Relational) else (st,))]
+    sides = [
+        side for st in statements for side in (st.args if isinstance(st, sp.core.relational.Relational) else (st,))
+    ]
     found = {s for side in sides for s in unfold(side).free_symbols if isinstance(s, sp.Symbol)}
     return sorted(found - {b.label for b in _bases(*statements)}, key=str)
 
@@ -155,14 +159,20 @@ def identity(
     for part in parts:
         if not isinstance(part, sp.Eq):
             if part in (sp.true, sp.false):
-                raise VacuousCheck(f"the equation is already {part} without any check: both sides print alike; build it from named parts")
+                raise VacuousCheck(
+                    f"the equation is already {part} without any check: both sides print alike; build it from named parts"
+                )
             raise TypeError(f"{part!r} is not an equation; give sympy.Eq(left, right)")
         if part.lhs == part.rhs:
             raise VacuousCheck(f"both sides of {part} are the same expression: nothing could fail")
     box = dict(box or {})
     if mutants is None:
         many = len(parts) > 1
-        mutants = {f"{name} (line {k})" if many else name: m for k, part in enumerate(parts, 1) for name, m in mutations(part).items()}
+        mutants = {
+            f"{name} (line {k})" if many else name: m
+            for k, part in enumerate(parts, 1)
+            for name, m in mutations(part).items()
+        }
     run = _equal(box, where, points)
 
     def check(eqs: Any) -> Outcome:
@@ -177,7 +187,8 @@ def identity(
         {k: list(m) if isinstance(m, (list, tuple)) else [m] for k, m in mutants.items()},
         method="symbolic identity",
         text=text(parts if len(parts) > 1 else parts[0]),
-        domain=_domain([*symbols, *(b.label for b in _bases(*parts))], box) + "".join(rf", \({sp.latex(c)}\)" for c in where),
+        domain=_domain([*symbols, *(b.label for b in _bases(*parts))], box)
+        + "".join(rf", \({sp.latex(c)}\)" for c in where),
         tolerance="exact",
         falsifier="a point of the domain at which the two sides differ",
         trust=_SYMPY,
@@ -208,7 +219,11 @@ def _sign_proof(relation: Any) -> str | None:
             return "both sides are equal"
         else:
             return None
-    return "over a common denominator all coefficients have one sign and all symbols are positive" if signs[0] == signs[1] else None
+    return (
+        "over a common denominator all coefficients have one sign and all symbols are positive"
+        if signs[0] == signs[1]
+        else None
+    )
 
 
 def _enclose(difference: Any, box: Mapping[Any, tuple[Fraction, Fraction]]) -> arb:
@@ -300,7 +315,9 @@ def inequality(
     def check(relation: Any) -> Outcome:
         for point in _points(_symbols(relation), box, points):
             if holds(relation, point) is False:
-                return Outcome(False, "proof", describe(_shrink(relation, point, box)), "found by exact rational search")
+                return Outcome(
+                    False, "proof", describe(_shrink(relation, point, box)), "found by exact rational search"
+                )
         if how := _sign_proof(relation):
             return Outcome(True, "proof", detail=how)
         if certify:

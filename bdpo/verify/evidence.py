@@ -7,10 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
+from bdpo.verify.display import numbers, prose
+
 S = TypeVar("S")
 
 #: What a passed check is worth. Only the first two establish a statement on their declared domain.
 STRENGTHS = ("proof", "exhaustive", "search", "measurement")
+
+
+#: Words for ``passed``.
+OUTCOME = {True: "passed", False: "failed", None: "undecided"}
 
 
 class VacuousCheck(ValueError):
@@ -72,9 +78,17 @@ class Evidence:
         raise TypeError("evidence is not a truth value: read `.passed` (True, False or None) and `.sound`")
 
     def __repr__(self) -> str:
-        word = {True: "passed", False: "failed", None: "undecided"}[self.passed]
         found = f", counterexample {self.counterexample}" if self.counterexample else ""
-        return f"<{self.method}: {word} ({self.strength}), mutants killed {self.mutants_killed}/{self.mutants_total}{found}>"
+        score = f"mutants killed {self.mutants_killed}/{self.mutants_total}"
+        return f"<{self.method}: {OUTCOME[self.passed]} ({self.strength}), {score}{found}>"
+
+    def _repr_html_(self) -> str:
+        found = f" Counterexample: {numbers(self.counterexample)}." if self.counterexample else ""
+        return (
+            f'<p class="check">{prose(self.statement)} <span class="check-outcome">{self.method}: '
+            f"{OUTCOME[self.passed]} ({self.strength}), {self.mutants_killed} of {self.mutants_total} mutants killed."
+            f"{found}</span></p>"
+        )
 
 
 def audit(
@@ -106,7 +120,9 @@ def audit(
         If there is no mutant: a check that was never seen to fail is not evidence.
     """
     if not mutants:
-        raise VacuousCheck("no mutant was given: name at least one false variant of the statement for the check to reject")
+        raise VacuousCheck(
+            "no mutant was given: name at least one false variant of the statement for the check to reject"
+        )
     start = time.perf_counter()
     outcome = check(statement)
     if outcome.strength not in STRENGTHS:
