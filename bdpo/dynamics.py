@@ -30,28 +30,28 @@ def softmax_jacobian(p: Vector) -> list[list[Any]]:
 def to_logits(p: Vector, gradient: Vector) -> list[Any]:
     r"""Gradient in logits from the gradient in probabilities: :math:`p_k(G_k - \sum_j p_jG_j)`.
 
-    A constant added to all :math:`G_k` does not change the result: only the part of the gradient along the simplex acts.
+    A constant added to all :math:`G_k` changes nothing: only the part of the gradient along the simplex acts.
     """
     centre = mean(p, gradient)
     return [a * (g - centre) for a, g in zip(p, gradient, strict=True)]
 
 
 def probability_change(p: Vector, ds: Vector) -> list[Any]:
-    r"""First-order change of the probabilities from a change of the logits: :math:`p_i(\Delta s_i - \sum_j p_j\Delta s_j)`."""
+    r"""First-order change of probabilities from a change of logits: :math:`p_i(\Delta s_i - \sum_j p_j\Delta s_j)`."""
     return to_logits(p, ds)
 
 
 def kappa(p: Vector, i: int, j: int, reference: Vector | None = None) -> Any:
-    r""":math:`\kappa_{ij} = \sigma(\log\frac{p_i}{q_i} - \log\frac{p_j}{q_j}) = \frac{p_iq_j}{p_iq_j + p_jq_i}`, DPO at :math:`\beta = 1`.
+    r"""Confidence of DPO at :math:`\beta = 1` in a pair: :math:`\kappa_{ij} = \frac{p_iq_j}{p_iq_j + p_jq_i}`.
 
-    Rational for rational policies; ``reference=None`` is the uniform one.
+    It is :math:`\sigma(\log\frac{p_i}{q_i} - \log\frac{p_j}{q_j})`. Rational for rational policies; ``reference=None`` is the uniform one.
     """
     qi, qj = (1, 1) if reference is None else (reference[i], reference[j])
     return p[i] * qj / (p[i] * qj + p[j] * qi)
 
 
 def pair_weights(p: Vector, pairs: Iterable[Pair], reference: Vector | None = None) -> list[Any]:
-    r""":math:`w_i = \sum \tau_{ij}(1-\kappa_{ij})` over a data set of pairs: each adds :math:`1-\kappa` to its winner and takes it from its loser."""
+    r""":math:`w_i = \sum \tau_{ij}(1-\kappa_{ij})` over a data set: each pair adds to its winner, takes from its loser."""
     w = [0 * x for x in p]
     for winner, loser, weight in pairs:
         push = weight * (1 - kappa(p, winner, loser, reference))
@@ -66,6 +66,6 @@ def alpha(p: Vector) -> list[Any]:
 
 
 def expected_pairs(u: Vector) -> list[Pair]:
-    """Both orders of every pair, weighted by how often that order is labelled when each pair is drawn once: :math:`u_i/(u_i+u_j)`."""
+    """Each pair drawn once, in both orders, weighted by how often that order is the label: :math:`u_i/(u_i+u_j)`."""
     n = len(u)
     return [(i, j, u[i] / (u[i] + u[j])) for i in range(n) for j in range(n) if i != j]

@@ -124,6 +124,18 @@ def _equal(box: Mapping[sp.Symbol, tuple[Any, Any]], where: Sequence[Any], point
     return check
 
 
+def _must_be_equation(part: Any, what: str) -> None:
+    if part in (sp.true, sp.false):
+        raise VacuousCheck(
+            f"SymPy decided the {what} ({part}) while it was built: name a part of it with verify.named, or give "
+            "sympy.Eq(left, right, evaluate=False)"
+        )
+    if not isinstance(part, sp.Eq):
+        raise TypeError(f"the {what} {part!r} is not an equation; give sympy.Eq(left, right)")
+    if part.lhs == part.rhs:
+        raise VacuousCheck(f"both sides of {part} are the same expression: nothing could fail")
+
+
 def identity(
     statement: sp.Eq | Sequence[sp.Eq],
     *,
@@ -157,14 +169,7 @@ def identity(
     """
     parts = list(statement) if isinstance(statement, (list, tuple)) else [statement]
     for part in parts:
-        if not isinstance(part, sp.Eq):
-            if part in (sp.true, sp.false):
-                raise VacuousCheck(
-                    f"the equation is already {part} without any check: both sides print alike; build it from named parts"
-                )
-            raise TypeError(f"{part!r} is not an equation; give sympy.Eq(left, right)")
-        if part.lhs == part.rhs:
-            raise VacuousCheck(f"both sides of {part} are the same expression: nothing could fail")
+        _must_be_equation(part, "statement")
     box = dict(box or {})
     if mutants is None:
         many = len(parts) > 1
@@ -173,18 +178,20 @@ def identity(
             for k, part in enumerate(parts, 1)
             for name, m in mutations(part).items()
         }
+    variants = {k: list(m) if isinstance(m, (list, tuple)) else [m] for k, m in mutants.items()}
+    for name, equations in variants.items():
+        for equation in equations:
+            _must_be_equation(equation, f"mutant {name!r}")
     run = _equal(box, where, points)
 
-    def check(eqs: Any) -> Outcome:
-        outcomes = [run(e) for e in (eqs if isinstance(eqs, list) else [eqs])]
-        worst = min(outcomes, key=lambda o: {False: 0, None: 1, True: 2}[o.passed])
-        return worst
+    def check(equations: list[sp.Eq]) -> Outcome:
+        return min(map(run, equations), key=lambda outcome: (False, None, True).index(outcome.passed))
 
     symbols = _symbols(*parts)
     return audit(
         check,
         parts,
-        {k: list(m) if isinstance(m, (list, tuple)) else [m] for k, m in mutants.items()},
+        variants,
         method="symbolic identity",
         text=text(parts if len(parts) > 1 else parts[0]),
         domain=_domain([*symbols, *(b.label for b in _bases(*parts))], box)
