@@ -1,0 +1,200 @@
+"""bdpo.imbalance: closed forms, two routes to each gradient, and wrong forms that the comparison must notice."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+
+from bdpo import imbalance
+
+F = Fraction
+
+
+def dpo(chosen, rejected, ref_chosen, ref_rejected, *, beta=1.0):
+    return -torch.nn.functional.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)))
+
+
+def difference(chosen, rejected, ref_chosen, ref_rejected, *, slope=1.0):
+    """A loss of the difference of the probabilities: balanced in the sense of Definition 1."""
+    return -torch.nn.functional.logsigmoid(slope * (chosen.exp() - rejected.exp()))
+
+
+def uneven(chosen, rejected, ref_chosen, ref_rejected):
+    """Neither a function of the ratio nor of the difference."""
+    return -torch.nn.functional.logsigmoid(3 * chosen - rejected * rejected)
+
+
+LOSSES = [dpo, difference, uneven]
+#: winner, loser, reference of both; the first policy has no third response
+POLICIES = [
+    (0.75, 0.25, 0.5, 0.5),
+    (0.5, 0.2, 0.1, 0.3),
+    (0.2, 0.5, 0.3, 0.1),
+    (0.25, 0.25, 0.4, 0.2),
+    (1e-9, 0.9, 0.1, 0.1),
+]
+
+
+def logs(*numbers):
+    return [torch.tensor(x, dtype=torch.float64).log() for x in numbers]
+
+
+def columns():
+    return [torch.stack(x) for x in zip(*(logs(*p) for p in POLICIES), strict=True)]
+
+
+def close(found, expected):
+    return all(torch.allclose(a, b, rtol=1e-12, atol=1e-300) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("coordinate", imbalance.COORDINATES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_automatic_differentiation_and_closed_form_agree(loss, coordinate):
+    data = columns()
+    found = imbalance.gradient(loss, *data, coordinate=coordinate)
+    g = imbalance.gradient(loss, *data)
+    assert all(bool((x != 0).any()) for x in found)
+    assert close(found, imbalance.convert(*g, data[0].exp(), data[1].exp(), coordinate))
+
+
+@pytest.mark.parametrize(
+    ("coordinate", "wrong"),
+    {
+        "log instead of probability": ("probability", lambda a, b, p, q: (a, b)),
+        "multiplied, not divided": ("probability", lambda a, b, p, q: (a * p, b * q)),
+        "divided by the other's": ("probability", lambda a, b, p, q: (a / q, b / p)),
+        "normaliser forgotten": ("logit", lambda a, b, p, q: (a, b)),
+        "own term only": ("logit", lambda a, b, p, q: (a * (1 - p), b * (1 - q))),
+        "sign of the normaliser": ("logit", lambda a, b, p, q: (a + p * (a + b), b + q * (a + b))),
+    }.values(),
+)
+def test_wrong_conversions_disagree_with_automatic_differentiation(coordinate, wrong):
+    data = columns()
+    found = imbalance.gradient(uneven, *data, coordinate=coordinate)
+    assert not close(found, wrong(*imbalance.gradient(uneven, *data), data[0].exp(), data[1].exp()))
+
+
+@pytest.mark.parametrize("beta", [1e-3, 0.1, 1.0, 10.0])
+def test_dpo_in_probabilities_has_the_ratio_of_eq_2(beta):
+    data = columns()
+    winner, loser = imbalance.gradient(dpo, *data, coordinate="probability", beta=beta)
+    assert close([winner / loser], [-(data[1].exp() / data[0].exp())])
+
+
+@pytest.mark.parametrize("coordinate", ["log", "logit"])
+def test_dpo_is_balanced_in_logarithms_and_logits_and_the_difference_loss_is_not(coordinate):
+    data = columns()
+    winner, loser = imbalance.gradient(dpo, *data, coordinate=coordinate)
+    assert close([winner], [-loser])
+    unequal = data[0] != data[1]
+    winner, loser = imbalance.gradient(difference, *data, coordinate=coordinate)
+    third = data[0].exp() + data[1].exp() < 1
+    gap = (winner + loser).abs()
+    assert bool((gap[unequal & third] > 0).all())
+
+
+def test_the_difference_loss_is_balanced_in_probabilities():
+    winner, loser = imbalance.gradient(difference, *columns(), coordinate="probability")
+    assert close([winner], [-loser])
+
+
+def test_two_responses_leave_no_room_for_imbalance_in_logits():
+    for loss in LOSSES:
+        winner, loser = imbalance.gradient(loss, *logs(*POLICIES[0]), coordinate="logit")
+        assert close([winner], [-loser])
+
+
+def test_convert_is_exact_on_fractions():
+    g, p = (F(-1, 3), F(1, 2)), (F(1, 2), F(1, 4))
+    assert imbalance.convert(*g, *p, "probability") == (F(-2, 3), F(2))
+    assert imbalance.convert(*g, *p, "log") == g
+    winner, loser = imbalance.convert(*g, *p, "logit")
+    third = -F(1, 4) * sum(g)
+    assert winner + loser + third == 0
+    assert (winner, loser) == (F(-5, 12), F(11, 24))
+
+
+def test_category_takes_the_definition_to_the_letter():
+    assert imbalance.category(F(-1), F(1)) == "balanced"
+    assert imbalance.category(F(-2), F(1)) == "positively imbalanced"
+    assert imbalance.category(F(-1), F(2)) == "negatively imbalanced"
+    assert imbalance.category(F(1), F(1)) == "negatively imbalanced"  # equal sizes fall under "else"
+    assert imbalance.category(F(0), F(0)) == "balanced"
+
+
+def test_log_ratio_of_extreme_log_probabilities_where_probabilities_vanish():
+    chosen, rejected = (torch.tensor([x], dtype=torch.float64) for x in (-2000.0, -1000.0))
+    g = imbalance.gradient(dpo, chosen, rejected, chosen, rejected)
+    assert float(chosen.exp()) == 0
+    assert imbalance.log_ratio(*g, chosen, rejected).item() == 1000.0
+    assert imbalance.log_ratio(*g, chosen, rejected, coordinate="log").item() == 0
+    assert imbalance.log_ratio(*g, chosen, rejected, coordinate="logit").item() == 0
+    with pytest.raises(ValueError, match=r"log-probability is -2000, whose probability is 0"):
+        imbalance.gradient(dpo, chosen, rejected, chosen, rejected, coordinate="probability")
+
+
+@pytest.mark.parametrize("coordinate", imbalance.COORDINATES)
+def test_log_ratio_is_that_of_the_automatic_gradients(coordinate):
+    data = columns()
+    winner, loser = imbalance.gradient(uneven, *data, coordinate=coordinate)
+    g = imbalance.gradient(uneven, *data)
+    found = imbalance.log_ratio(*g, data[0], data[1], coordinate=coordinate)
+    assert torch.allclose(found, (winner.abs() / loser.abs()).log(), atol=1e-12)
+    assert bool((found != 0).any())
+
+
+def test_mean_log_ratio_vanishes_where_the_labels_follow_the_policy():
+    # responses of probability 2/3 and 1/3; the first wins two of three times, as DPO believes: 2 * 1/2 + 1 * 2 = 3 * 1
+    chosen, rejected = logs([2 / 3, 2 / 3, 1 / 3], [1 / 3, 1 / 3, 2 / 3])
+    flat = torch.full_like(chosen, math.log(0.5))
+    g = imbalance.gradient(dpo, chosen, rejected, flat, flat)
+    assert abs(imbalance.mean_log_ratio(*g, chosen, rejected).item()) < 1e-14
+    assert bool((imbalance.log_ratio(*g, chosen, rejected).abs() > 0.5).all())
+
+
+def test_one_unlikely_response_decides_the_mean():
+    chosen, rejected = (torch.tensor(x, dtype=torch.float64) for x in ([-1.0] * 99 + [-500.0], [-2.0] * 99 + [-1.0]))
+    g = imbalance.gradient(dpo, chosen, rejected, chosen, rejected)
+    assert int((imbalance.log_ratio(*g, chosen, rejected) < 0).sum()) == 99
+    expected = 500 - math.log(99 * math.exp(2) + math.exp(1))  # the 99 winners add less than 1e-200
+    assert imbalance.mean_log_ratio(*g, chosen, rejected).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_reference_broadcasts_and_options_reach_the_loss():
+    chosen, rejected = logs([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    reference = torch.tensor(-1.0, dtype=torch.float64)
+    winner, loser = imbalance.gradient(dpo, chosen, rejected, reference, reference, beta=0.5)
+    doubt = 1 / (1 + (chosen.exp() / rejected.exp()) ** 0.5)
+    assert close([winner, loser], [-0.5 * doubt, 0.5 * doubt])
+
+
+def test_arguments_are_not_changed_and_carry_no_gradient():
+    data = columns()
+    data[0].requires_grad_()
+    imbalance.gradient(dpo, *data, coordinate="logit")
+    assert data[0].grad is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: imbalance.gradient(dpo, *columns(), coordinate="odds"),
+        lambda: imbalance.convert(F(1), F(1), F(1, 2), F(1, 2), "odds"),
+        lambda: imbalance.log_ratio(*columns(), coordinate="odds"),
+        lambda: imbalance.mean_log_ratio(*columns(), coordinate="odds"),
+    ],
+)
+def test_unknown_coordinate(call):
+    with pytest.raises(ValueError, match=r"coordinate is 'odds'; allowed: probability, log, logit"):
+        call()
+
+
+def test_more_than_all_of_the_probability():
+    with pytest.raises(ValueError, match=r"probability 1\.2 together"):
+        imbalance.gradient(dpo, *logs(0.8, 0.4, 0.5, 0.5), coordinate="logit")
+
+
+def test_mean_of_no_pairs():
+    with pytest.raises(ValueError, match="no pair"):
+        imbalance.mean_log_ratio(*[torch.zeros(0)] * 4)
