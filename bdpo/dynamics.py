@@ -44,14 +44,15 @@ def probability_change(p: Vector, ds: Vector) -> list[Any]:
 def kappa(p: Vector, i: int, j: int, reference: Vector | None = None) -> Any:
     r"""Confidence of DPO at :math:`\beta = 1` in a pair: :math:`\kappa_{ij} = \frac{p_iq_j}{p_iq_j + p_jq_i}`.
 
-    It is :math:`\sigma(\log\frac{p_i}{q_i} - \log\frac{p_j}{q_j})`. Rational for rational policies; ``reference=None`` is the uniform one.
+    It is :math:`\sigma(\log\frac{p_i}{q_i} - \log\frac{p_j}{q_j})`,
+    rational for rational policies; ``reference=None`` is the uniform one.
     """
     qi, qj = (1, 1) if reference is None else (reference[i], reference[j])
     return p[i] * qj / (p[i] * qj + p[j] * qi)
 
 
 def pair_weights(p: Vector, pairs: Iterable[Pair], reference: Vector | None = None) -> list[Any]:
-    r""":math:`w_i = \sum \tau_{ij}(1-\kappa_{ij})` over a data set: each pair adds to its winner, takes from its loser."""
+    r""":math:`w_i = \sum \tau_{ij}(1-\kappa_{ij})` over a data set: a pair adds to its winner, takes from its loser."""
     w = [0 * x for x in p]
     for winner, loser, weight in pairs:
         push = weight * (1 - kappa(p, winner, loser, reference))

@@ -10,7 +10,7 @@ Policy = tuple[Fraction, ...]
 
 
 def policies(n: int, denominator: int) -> Iterator[Policy]:
-    """All policies over ``n`` responses with positive probabilities of denominators up to ``denominator``, simplest first.
+    """All policies over ``n`` responses with positive probabilities k/d, d up to ``denominator``, simplest first.
 
     Raises
     ------
@@ -31,7 +31,7 @@ def policies(n: int, denominator: int) -> Iterator[Policy]:
 
 
 def utilities(n: int, largest: int) -> Iterator[tuple[Fraction, ...]]:
-    """All integer utility vectors with entries from 1 to ``largest`` in which not all entries share a factor, small first."""
+    """All integer utility vectors with entries from 1 to ``largest``, one for each set of ratios, small first."""
     if n < 2:
         raise ValueError(f"n is {n}; allowed: 2 or more responses")
     if largest < 1:

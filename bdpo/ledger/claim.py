@@ -70,8 +70,8 @@ class Claim:
         shown = self._formula_of(reading)
         if shown is not None and verify.text(shown) != evidence.statement:
             raise ValueError(
-                f"{self.entry.id}: the evidence is about {evidence.statement}, but the claim displays {verify.text(shown)}; "
-                "pass claim.formula to the check"
+                f"{self.entry.id}: the evidence is about {evidence.statement}, but the claim displays "
+                f"{verify.text(shown)}; pass claim.formula to the check"
             )
         return self._attach("printed", evidence, reading, None)
 
@@ -202,7 +202,8 @@ def card(row: Mapping[str, Any]) -> str:
     if row["corrected"]:
         parts.append(f'<p class="claim-corrected"><strong>What survives.</strong> {prose(row["corrected"])}</p>')
     body = "".join(
-        f"<tr><td>{e['role']}</td><td>{prose(e['statement'])}</td><td>{e['method']}: {OUTCOME[e['passed']]} ({e['strength']})</td>"
+        f"<tr><td>{e['role']}</td><td>{prose(e['statement'])}</td>"
+        f"<td>{e['method']}: {OUTCOME[e['passed']]} ({e['strength']})</td>"
         f"<td>{prose(e['domain'])}</td><td>{e['mutants_killed']}/{e['mutants_total']}</td></tr>"
         for e in row["evidence"]
     )

@@ -1,4 +1,4 @@
-"""The checks: identity, inequality, search over exact worlds, property search, gradients, measured means, proof lines."""
+"""The checks: identities, inequalities, searches over exact worlds, gradients, measured means, lines of proofs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 Relation = Any
+Box = Mapping[Any, tuple[Any, Any]]
 World = Mapping[Any, Any]
 
 _SYMPY = "SymPy's algebra; exact rationals"
@@ -26,7 +27,7 @@ _BALLS = "ball arithmetic of FLINT (rigorous enclosures)"
 # ---------------------------------------------------------------- points
 
 
-def _grid(symbol: sp.Symbol, box: Mapping[sp.Symbol, tuple[Any, Any]]) -> list[Fraction]:
+def _grid(symbol: sp.Symbol, box: Box) -> list[Fraction]:
     """Simple rationals inside the domain of a symbol: its box if it has one, else what its assumptions allow."""
     if symbol in box:
         low, high = (Fraction(str(b)) for b in box[symbol])
@@ -39,9 +40,7 @@ def _grid(symbol: sp.Symbol, box: Mapping[sp.Symbol, tuple[Any, Any]]) -> list[F
     return parts if symbol.is_positive else [*parts, Fraction(0), *(-q for q in parts)]
 
 
-def _points(
-    symbols: Sequence[sp.Symbol], box: Mapping[sp.Symbol, tuple[Any, Any]], limit: int
-) -> list[dict[Any, Fraction]]:
+def _points(symbols: Sequence[sp.Symbol], box: Box, limit: int) -> list[dict[Any, Fraction]]:
     """Up to ``limit`` rational points, the simplest first; no two symbols are forced to agree."""
     if not symbols:
         return [{}]
@@ -51,7 +50,7 @@ def _points(
     return [{s: g[k] for s, g, k in zip(symbols, grids, ks, strict=True)} for ks in chosen]
 
 
-def _domain(symbols: Sequence[sp.Symbol], box: Mapping[sp.Symbol, tuple[Any, Any]]) -> str:
+def _domain(symbols: Sequence[sp.Symbol], box: Box) -> str:
     def one(s: sp.Symbol) -> str:
         if s in box:
             return rf"{sp.latex(s)} \in ({sp.latex(sp.sympify(box[s][0]))}, {sp.latex(sp.sympify(box[s][1]))})"
@@ -76,8 +75,8 @@ def _bases(*statements: Any) -> list[sp.IndexedBase]:
 _ENTRIES = [Fraction(q) for q in ("1/2", "2", "1/3", "3", "3/4", "5/2", "1/5", "4")]
 
 
-def _worlds(statements: Sequence[Any], box: Mapping[Any, tuple[Any, Any]], limit: int) -> list[dict[Any, Any]]:
-    """Rational points for the symbols, and for each indexed variable a list of different entries, another at each point."""
+def _worlds(statements: Sequence[Any], box: Box, limit: int) -> list[dict[Any, Any]]:
+    """Rational points for the symbols; an indexed variable gets a list of different entries, another at each point."""
     points: list[dict[Any, Any]] = list(_points(_symbols(*statements), box, limit))
     for turn, point in enumerate(points):
         for shift, base in enumerate(_bases(*statements), turn):
@@ -110,7 +109,7 @@ def _zero(d: Any) -> str | None:
     return next((name for name, f in attempts.items() if f(d) == 0), None)
 
 
-def _equal(box: Mapping[sp.Symbol, tuple[Any, Any]], where: Sequence[Any], points: int) -> Callable[[sp.Eq], Outcome]:
+def _equal(box: Box, where: Sequence[Any], points: int) -> Callable[[sp.Eq], Outcome]:
     def check(statement: sp.Eq) -> Outcome:
         difference = unfold(statement.lhs) - unfold(statement.rhs)
         relation = sp.Eq(difference, 0, evaluate=False)
@@ -140,7 +139,7 @@ def identity(
     statement: sp.Eq | Sequence[sp.Eq],
     *,
     mutants: Mapping[str, sp.Eq] | None = None,
-    box: Mapping[sp.Symbol, tuple[Any, Any]] | None = None,
+    box: Box | None = None,
     where: Sequence[Any] = (),
     points: int = 60,
 ) -> Evidence:
@@ -206,7 +205,7 @@ def identity(
 
 
 def _sign_proof(relation: Any) -> str | None:
-    """A proof by inspection: over a common denominator every coefficient has the right sign and every symbol is positive."""
+    """A proof by inspection: over a common denominator all coefficients have one sign and all symbols are positive."""
     d = sp.together(unfold(relation.lhs) - unfold(relation.rhs))
     if isinstance(relation, (sp.StrictLessThan, sp.LessThan)):
         d = -d
@@ -241,7 +240,7 @@ def _enclose(difference: Any, box: Mapping[Any, tuple[Fraction, Fraction]]) -> a
     return evaluate(difference, env, exact=False)
 
 
-def _certificate(relation: Any, box: Mapping[sp.Symbol, tuple[Any, Any]], boxes: int) -> Outcome:
+def _certificate(relation: Any, box: Box, boxes: int) -> Outcome:
     """Branch and bound with enclosures on a closed box."""
     difference = unfold(relation.lhs) - unfold(relation.rhs)
     if isinstance(relation, (sp.StrictLessThan, sp.LessThan)):
@@ -285,7 +284,7 @@ def inequality(
     statement: Relation,
     *,
     mutants: Mapping[str, Relation],
-    box: Mapping[sp.Symbol, tuple[Any, Any]] | None = None,
+    box: Box | None = None,
     certify: bool = False,
     points: int = 2000,
     boxes: int = 20_000,
@@ -561,7 +560,7 @@ def measured_mean(
     domain: str,
     level: float = 0.95,
 ) -> Evidence:
-    """Decide whether a mean lies below (``<``) or above (``>``) a threshold, by Student's interval over independent runs.
+    """Decide on which side of a threshold (``<`` or ``>``) a mean lies, by Student's interval over independent runs.
 
     Passed if the whole interval lies on the claimed side, failed if it lies on the other, undecided otherwise. The
     mutant is the same data reflected at the threshold, which must fail whenever the data pass, and the opposite claim.

@@ -37,9 +37,9 @@ class Outcome:
 class Evidence:
     """One check of one statement, as data.
 
-    ``statement`` is generated from the formula that was checked (words with ``$...$``). ``falsifier`` says in words what would have
-    made the check fail, ``trust`` what has to be believed for it to mean anything. ``mutants`` are wrong variants of the
-    statement on which the same check was run again; a mutant counts as killed only if the check *failed* on it.
+    ``statement`` is generated from the formula that was checked (words with ``$...$``). ``falsifier`` says what would
+    have made the check fail, ``trust`` what has to be believed for it to mean anything. ``mutants`` are wrong variants
+    of the statement on which the same check was run again; a mutant is killed only if the check *failed* on it.
     """
 
     method: str

@@ -83,7 +83,7 @@ def text(statement: Any) -> str:
 
 
 class law:
-    r"""A statement that no single SymPy formula holds: words (with ``$...$``) and the function of a world that decides it.
+    r"""A statement that no SymPy formula holds: words (with ``$...$``) and the function of a world that decides it.
 
     ``function(world)`` returns True or False, or None where the hypotheses of the statement are not met.
     Prefer a SymPy formula: there the page and the check cannot drift apart.
