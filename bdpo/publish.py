@@ -352,7 +352,15 @@ def key(book: Book, notebook: Any, parameters: Mapping[str, Any] | None = None) 
 
 # ---------------------------------------------------------------- execution
 
-_WORKER = "import json, sys, papermill; papermill.execute_notebook(**json.load(sys.stdin))"
+# What a process does; it ends with status 3 if a cell showed an error, which the cell may have announced.
+_WORKER = """
+import json, sys, papermill
+try:
+    papermill.execute_notebook(**json.load(sys.stdin))
+except papermill.PapermillExecutionError as error:
+    print(error, file=sys.stderr)
+    sys.exit(3)
+"""
 
 
 @dataclass
@@ -446,13 +454,14 @@ class Execution:
 
         code = self.process.poll()
         done = nbformat.read(self.result, as_version=4) if self.result.is_file() else None
-        if code == 0:
-            return done
         cells = code_cells(done) if done else []
-        failed = next((k for k, c in enumerate(cells, 1) if error_of(c)), None)
-        busy = next(
-            (k for k, c in enumerate(cells, 1) if c.metadata.get("papermill", {}).get("status") == "running"), None
-        )
+        notes = [cell.metadata.get("papermill", {}) for cell in cells]
+        failed = next((k for k, cell in enumerate(cells, 1) if error_of(cell)), None)
+        if code in (0, 3) and not failed:
+            return done
+        # papermill notes of a cell whether there was an exception once it has begun, or at the latest when it is over
+        busy = max((k for k, note in enumerate(notes, 1) if note.get("exception") is not None), default=0)
+        busy = next((k for k, note in enumerate(notes, 1) if note.get("status") == "running"), busy)
         at = failed or busy
         if code is None:
             what = f"took longer than {self.timeout:g} s and was stopped"
@@ -724,7 +733,7 @@ def collect(book: Book) -> list[dict[str, Any]]:
     Raises
     ------
     BookError
-        If an id is ruled on twice.
+        If an id is ruled on twice, or is none of the index.
     """
     import nbformat
 
@@ -741,7 +750,10 @@ def collect(book: Book) -> list[dict[str, Any]]:
             places = " and ".join(dict.fromkeys([owner[row["id"]], row["notebook"]]))
             raise BookError(f"claim {row['id']} is displayed twice, in {places}; one cell may rule on it")
         owner[row["id"]] = row["notebook"]
-    whole = ledger.collect(rows)
+    try:
+        whole = ledger.collect(rows)
+    except ValueError as error:
+        raise BookError(str(error)) from None
     folder = book.out / "claims"
     for stale in {p.stem for p in folder.glob("*.json")} - {row["id"] for row in whole}:
         (folder / f"{stale}.json").unlink()
