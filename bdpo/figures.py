@@ -37,7 +37,7 @@ COLOR = {
     "reference": "#7f8791",
 }
 
-#: Keyword arguments of a line: the colour and the style that goes with it.
+#: The colour of a line together with its style, as keyword arguments of ``ax.plot``.
 LINE = {
     name: {"color": COLOR[name], "linestyle": style}
     for name, style in {
@@ -130,8 +130,8 @@ def render(
     title = re.sub(r"\$([^$]+)\$", r'<span class="math notranslate nohighlight">\\(\1\\)</span>', html.escape(caption))
     return (
         f'<figure class="bdpo-figure" id="{name}">'
-        f'<img class="only-light" alt="{words}" src="{light}">'
-        f'<img class="only-dark" alt="{words}" src="{dark}" style="display: none">'
+        f'<div><img class="only-light" alt="{words}" src="{light}">'
+        f'<img class="only-dark" alt="{words}" src="{dark}" style="display: none"></div>'
         f'<figcaption>{title} <a class="figure-data" download="{name}.csv" href="{_table(data, name)}">Data (CSV)</a>'
         "</figcaption></figure>"
     )

@@ -26,9 +26,12 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.nodes import make_refnode
 from sphinx_proof.nodes import NODE_TYPES
 
+from bdpo.ledger.claim import badge as badge_html
+
 logger = logging.getLogger(__name__)
 
 BUILD = "bdpo build"
+ROW = "application/vnd.bdpo.claim+json"  # a claim's row travels with its card
 TABLE = "book/verdicts"  # the page that has a row for every claim
 BOXES = {"theorem", "lemma", "corollary", "proposition", "definition", "assumption"}  # any other kind is a "claim"
 
@@ -56,6 +59,8 @@ def show_outputs(app: Sphinx, docname: str, source: list[str]) -> None:
         return warn("%s was executed before its code changed; run: %s", docname, BUILD, location=docname)
     for cell, run in zip(cells, runs, strict=True):
         cell.outputs, cell.execution_count = run.outputs, run.execution_count
+        for output in run.outputs:
+            output.get("data", {}).pop(ROW, None)  # MyST-NB warns of what it cannot show
     for cell in injected:
         note = f":::{{note}}\nExecuted with parameters other than those below:\n```python\n{cell.source}\n```\n:::"
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(note, id="other-parameters"))
@@ -63,7 +68,7 @@ def show_outputs(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def name_outputs(app: Sphinx, doctree: nodes.document) -> None:
-    """Let prose refer to the figures and claim cards in notebook outputs: ``[the curve](#fig-curve)``."""
+    """Let prose refer to the figures and claim cards in notebook outputs, as in ``[the curve](#fig-curve)``."""
     labels = app.env.get_domain("std").data["anonlabels"]
     for output in doctree.findall(nodes.raw):
         if output.get("format") == "html":
@@ -96,12 +101,12 @@ def formulas(row: dict[str, Any]) -> list[str]:
     return [latex] if isinstance(latex, str) else latex
 
 
-def link_to(what: str, row: dict[str, Any], docname: str, *content: nodes.Node, **attributes: Any) -> pending_xref:
+def link_to(what: str, row: dict[str, Any], docname: str, *content: nodes.Node) -> pending_xref:
     """A link to a claim's ``evidence`` (its card in a notebook) or ``place`` (its box), resolved at the end."""
     home = f"notebooks/{Path(row['notebook']).stem}" if row["notebook"] else None
     return pending_xref(
         "",
-        nodes.inline("", "", *content, **attributes),
+        nodes.inline("", "", *content),
         reftype=f"claim-{what}", refdomain="", refexplicit=True, refwarn=True, refdoc=docname,
         reftarget=row["id"], home=home, anchor=row["anchor"],
     )  # fmt: skip
@@ -119,11 +124,16 @@ def resolve_link(app: Sphinx, env: BuildEnvironment, node: pending_xref, content
     return None
 
 
+def drop_repeated_ids(app: Sphinx, doctree: nodes.document) -> None:
+    """sphinx-proof gives every proof of a page, and the body of every theorem, the same id."""
+    for node in doctree.findall(nodes.Element):
+        if set(node["ids"]) & {"proof", "proof-content"}:
+            node["ids"] = [name for name in node["ids"] if name not in ("proof", "proof-content")]
+
+
 def badge(row: dict[str, Any], docname: str) -> pending_xref:
-    verdict = row["verdict"]
     whose = nodes.inline("", f"{row['id']}: ", classes=["visually-hidden"])
-    text = nodes.Text(verdict.replace("-", " "))
-    return link_to("evidence", row, docname, whose, text, classes=["badge", f"badge-{verdict}"])
+    return link_to("evidence", row, docname, whose, nodes.raw("", badge_html(row["verdict"]), format="html"))
 
 
 class VerdictRole(SphinxRole):
@@ -184,7 +194,12 @@ class VerdictsTable(SphinxDirective):
         header = nodes.row("", *(nodes.entry("", nodes.paragraph("", name)) for name, _ in self.columns))
         group += nodes.thead("", header)
         group += nodes.tbody("", *map(self.line, rows))
-        return [nodes.table("", group, classes=["verdicts"], ids=["verdicts-table"])]
+        ruled = sum(row["verdict"] != "open" for row in rows)
+        data = nodes.reference("", "claims.json", refuri="../" * self.env.docname.count("/") + "claims.json")
+        summary = nodes.paragraph(
+            "", f"{ruled} of {len(rows)} statements are ruled on. All of it as data: ", data, nodes.Text(".")
+        )
+        return [summary, nodes.table("", group, classes=["verdicts"], ids=["verdicts-table"])]
 
     def line(self, row: dict[str, Any]) -> nodes.row:
         docname = self.env.docname
@@ -199,7 +214,9 @@ class VerdictsTable(SphinxDirective):
             [badge(row, docname)],
             [nodes.Text(killed)],
         )
-        entries = (nodes.entry("", nodes.paragraph("", "", *cell)) for cell in cells)
+        entries = [nodes.entry("", nodes.paragraph("", "", *cell)) for cell in cells]
+        if not row["mutants_total"]:
+            entries[-1]["classes"].append("no-mutants")
         return nodes.row("", *entries, ids=[row["id"]], classes=[f"verdict-{row['verdict']}"])
 
 
@@ -225,11 +242,13 @@ def copy_files(app: Sphinx, failure: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.set_html_assets_policy("always")  # cards in notebook outputs hold mathematics that Sphinx does not see
     app.add_role("verdict", VerdictRole())
     app.add_directive("claim", ClaimDirective)
     app.add_directive("verdicts-table", VerdictsTable)
     app.connect("source-read", show_outputs)
     app.connect("doctree-read", name_outputs)
+    app.connect("doctree-read", drop_repeated_ids)
     app.connect("missing-reference", resolve_link)
     app.connect("build-finished", copy_files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
