@@ -60,7 +60,7 @@ $(READY):
 lock:
 	@{ echo '# Every version that the book was built with, written by make lock on Python 3.11, the oldest supported.'; \
 	  echo '# A CUDA build of torch brings its own libraries, at versions that torch fixes.'; \
-	  { $(PIP) freeze --all --exclude bdpo --exclude pip --exclude wheel; \
+	  { $(PIP) freeze --all --exclude bdpo --exclude pip; \
 	    echo 'appnope==0.1.4 ; sys_platform == "darwin"'; echo 'colorama==0.4.6 ; sys_platform == "win32"'; } \
 	  | sed -E -e 's/^(torch==[0-9.]+)\+.*/\1/' -e 's/^(pexpect|ptyprocess)==.*/& ; sys_platform != "win32"/' \
 	  | LC_ALL=C sort --ignore-case; } > requirements.lock.new && mv requirements.lock.new requirements.lock
