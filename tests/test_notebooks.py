@@ -56,7 +56,7 @@ def test_pairs_are_in_sync() -> None:
 
 def test_the_table_of_contents_names_every_notebook() -> None:
     listed = {page.removeprefix("notebooks/") for page in publish.pages(BOOK) if page.startswith("notebooks/")}
-    assert listed == set(NAMES)
+    assert listed == set(NAMES) != set()
 
 
 @every_notebook
