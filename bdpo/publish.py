@@ -848,8 +848,10 @@ def site(book: Book) -> None:
                 stderr=subprocess.STDOUT,
             ).returncode
         if code:
-            told = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text("utf-8", "replace")).splitlines()
-            said = [line for line in told if re.search(r"\b(WARNING|ERROR|CRITICAL)\b", line)] or told[-15:]
+            told = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text("utf-8", "replace")).replace(f"{book.root}{os.sep}", "")
+            told = re.sub(r"(?<=\.ipynb):(\d+)(\d{4})\b", lambda m: f", cell {m[1]}, line {int(m[2])}", told)
+            lines = told.splitlines()
+            said = [line for line in lines if re.search(r"\b(WARNING|ERROR|CRITICAL)\b", line)] or lines[-15:]
             raise BookError("\n".join(["the pages have warnings:", *dict.fromkeys(said), f"log: {book.short(log)}"]))
         if missing := missing_pages(book):
             raise BookError(f"{len(missing)} of {len(pages(book))} pages are missing: {', '.join(missing)}")
