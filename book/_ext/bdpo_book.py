@@ -220,7 +220,13 @@ class VerdictsTable(SphinxDirective):
         return nodes.row("", *entries, ids=[row["id"]], classes=[f"verdict-{row['verdict']}"])
 
 
-# Files of the site
+# The site
+
+
+def plain_bibliography(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Docutils marks references up as a list of a kind that screen readers reject."""
+    if 'role="doc-biblioentry"' in context.get("body", ""):
+        context["body"] = context["body"].replace(' role="list"', "").replace(' role="doc-biblioentry"', "")
 
 
 def copy_files(app: Sphinx, failure: Exception | None) -> None:
@@ -250,5 +256,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-read", name_outputs)
     app.connect("doctree-read", drop_repeated_ids)
     app.connect("missing-reference", resolve_link)
+    app.connect("html-page-context", plain_bibliography)
     app.connect("build-finished", copy_files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
