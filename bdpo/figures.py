@@ -27,14 +27,15 @@ from IPython.display import HTML, display
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-#: What each colour stands for. All have a contrast of at least 3 on white and on the book's dark page.
+#: What each colour stands for. All have a contrast of at least 3 on white and on the book's dark page, and any two can
+#: be told apart in colour blindness.
 COLOR = {
-    "dpo": "#0a78c2",
-    "balanced": "#d35400",
-    "ppo": "#94781b",
-    "winner": "#0b8f6a",
-    "loser": "#c2559d",
-    "reference": "#7f8791",
+    "dpo": "#0697e0",
+    "balanced": "#e57300",
+    "ppo": "#7e671b",
+    "winner": "#00995c",
+    "loser": "#b234a5",
+    "reference": "#888b91",
 }
 
 #: The colour of a line together with its style, as keyword arguments of ``ax.plot``.
@@ -84,7 +85,7 @@ def _svg(draw: Callable[[Figure], object], scheme: str, name: str, size: tuple[f
     with rc_context(_style(scheme, f"{name}-{scheme}")):
         fig = Figure(figsize=size, layout="constrained")
         draw(fig)
-        if not any(ax.has_data() for ax in fig.axes):
+        if not any(ax.has_data() or ax.texts for ax in fig.axes):
             raise ValueError(f"draw(fig) of {name!r} drew nothing; start it with ax = fig.subplots()")
         file = io.BytesIO()
         fig.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
