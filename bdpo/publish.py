@@ -614,7 +614,7 @@ def execute(
                 say(f"{mark} {run.name} in {run.seconds:.1f} s")
                 bar.update()
             bar.set_postfix_str(", ".join(f"{run.name} {run.seconds:.0f} s" for run, _ in running))
-            time.sleep(0.05)
+            time.sleep(0.1)
     finally:
         bar.close()
         for run, _ in running:
