@@ -26,12 +26,12 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.nodes import make_refnode
 from sphinx_proof.nodes import NODE_TYPES
 
+from bdpo.ledger import MIME
 from bdpo.ledger.claim import badge as badge_html
 
 logger = logging.getLogger(__name__)
 
 BUILD = "bdpo build"
-ROW = "application/vnd.bdpo.claim+json"  # a claim's row travels with its card
 TABLE = "book/verdicts"  # the page that has a row for every claim
 BOXES = {"theorem", "lemma", "corollary", "proposition", "definition", "assumption"}  # any other kind is a "claim"
 
@@ -60,7 +60,7 @@ def show_outputs(app: Sphinx, docname: str, source: list[str]) -> None:
     for cell, run in zip(cells, runs, strict=True):
         cell.outputs, cell.execution_count = run.outputs, run.execution_count
         for output in run.outputs:
-            output.get("data", {}).pop(ROW, None)  # MyST-NB warns of what it cannot show
+            output.get("data", {}).pop(MIME, None)  # MyST-NB warns of what it cannot show
     for cell in injected:
         note = f":::{{note}}\nExecuted with parameters other than those below:\n```python\n{cell.source}\n```\n:::"
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(note, id="other-parameters"))
@@ -124,11 +124,11 @@ def resolve_link(app: Sphinx, env: BuildEnvironment, node: pending_xref, content
     return None
 
 
-def drop_repeated_ids(app: Sphinx, doctree: nodes.document) -> None:
+def rename_repeated_ids(app: Sphinx, doctree: nodes.document) -> None:
     """sphinx-proof gives every proof of a page, and the body of every theorem, the same id."""
-    for node in doctree.findall(nodes.Element):
-        if set(node["ids"]) & {"proof", "proof-content"}:
-            node["ids"] = [name for name in node["ids"] if name not in ("proof", "proof-content")]
+    for place, node in enumerate(doctree.findall(nodes.Element)):
+        if node["ids"] in (["proof"], ["proof-content"]):
+            node["ids"] = [f"{node['ids'][0]}-{place}"]
 
 
 def badge(row: dict[str, Any], docname: str) -> pending_xref:
@@ -254,7 +254,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("verdicts-table", VerdictsTable)
     app.connect("source-read", show_outputs)
     app.connect("doctree-read", name_outputs)
-    app.connect("doctree-read", drop_repeated_ids)
+    app.connect("doctree-read", rename_repeated_ids)
     app.connect("missing-reference", resolve_link)
     app.connect("html-page-context", plain_bibliography)
     app.connect("build-finished", copy_files)
