@@ -126,6 +126,7 @@ def test_versions_agree(root: Path, project: dict[str, Any]) -> None:
     assert project["project"]["dynamic"] == ["version"]
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "bdpo.__version__"}
     assert yaml.safe_load((root / "CITATION.cff").read_text())["version"] == bdpo.__version__
+    assert valid(root / "CITATION.cff", schema="citation-file-format")
 
 
 # ---------------------------------------------------------------- make
