@@ -106,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False) + "\n"
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
@@ -567,7 +567,7 @@ def execute(
     seconds: dict[str, float] = read_json(times)
     waiting: list[tuple[str, Any, str]] = []
     names = [text.stem for text in book.texts]
-    for stale in (p for p in book.executed("").parent.glob("*.ipynb") if p.stem not in names):
+    for stale in (p for p in (book.out / "notebooks").glob("*.ipynb") if p.stem not in names):
         stale.unlink()
     for name in names:
         notebook = nbformat.read(book.root / "notebooks" / f"{name}.ipynb", as_version=4)

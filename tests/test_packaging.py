@@ -223,15 +223,8 @@ def workflows(root: Path) -> list[Path]:
     return found
 
 
-def valid(*paths: Path) -> bool:
-    command = [
-        sys.executable,
-        "-m",
-        "check_jsonschema",
-        "--builtin-schema",
-        "vendor.github-workflows",
-        *map(str, paths),
-    ]
+def valid(*paths: Path, schema: str = "github-workflows") -> bool:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, paths)]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
