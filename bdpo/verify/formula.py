@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import sympy as sp
@@ -57,6 +58,7 @@ def named(name: str, meaning: Any) -> Named:
     return Named(name, meaning)
 
 
+@lru_cache(maxsize=1024)  # sums with a symbolic bound take SymPy a while
 def unfold(expr: Any) -> Any:
     """Replace every name by what it stands for, and carry out derivatives, integrals and finite sums."""
     while names := expr.atoms(Named):
