@@ -215,7 +215,11 @@ def test_unknown_claim_is_named_with_the_command_that_lists_them(book, use):
     assert "the ledger has no claim 'eq-99'; `bdpo claims` lists them" in warning
 
 
-@pytest.mark.parametrize("use", [":::{claim} eq-2\n:::", "{verdict}`eq-2`", ":::{verdicts-table}\n:::"])
+@pytest.mark.parametrize(
+    "use",
+    [":::{claim} eq-2\n:::", "{verdict}`eq-2`", ":::{verdicts-table}\n:::", ":::{verdict-summary}\n:::"],
+    ids=["claim", "verdict", "table", "summary"],
+)
 def test_nothing_collected_names_the_command_that_does(book, use):
     book.pages(one=use)
     (warning,) = book.build()
@@ -273,6 +277,14 @@ def test_table_has_a_row_a_claim_with_place_and_evidence(book):
     assert 'href="../claims.json"' in page
 
 
+def test_summary_counts_each_verdict_that_occurs(book):
+    book.pages(**{"book/verdicts": ":::{verdicts-table}\n:::", "one": ":::{verdict-summary}\n:::"})
+    book.claims(OPEN, row("eq-3"), RULED)
+    assert book.build() == []
+    assert "3 statements: holds 1 open 2" in words(book.html("one"))
+    assert 'href="book/verdicts.html?verdict=open"' in book.html("one")
+
+
 # The site
 
 
@@ -304,7 +316,7 @@ def style():
 
 
 def test_legend_explains_every_verdict_in_the_words_of_the_badges():
-    legend = (ROOT / "book/verdicts.md").read_text("utf-8")
+    legend = (ROOT / "book/index.md").read_text("utf-8")
     shown = [
         f'<span class="badge {name}">{text}</span>'
         for text, name in re.findall(r"\[([^]]+)\]\{\.badge \.([\w-]+)\}", legend)

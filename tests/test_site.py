@@ -291,6 +291,11 @@ def test_verdicts_filter(site, tab, claims):
     assert shown(tab) == []
 
 
+def test_verdicts_address_of_a_verdict(site, tab, claims):
+    visit(tab, site + "book/verdicts.html?verdict=open")
+    assert shown(tab) == [claim["id"] for claim in claims if claim["verdict"] == "open"]
+
+
 def test_verdicts_address_of_a_row(site, tab, claims):
     last = claims[-1]["id"]
     visit(tab, f"{site}book/verdicts.html#{last}")

@@ -1,8 +1,9 @@
 """What this book asks of Sphinx beyond the usual extensions.
 
 - Notebooks are shown with the outputs of their last execution (``_build/notebooks``).
-- ``{claim}`` shows a statement of the paper as a numbered box, ``{verdict}`` its verdict as a badge, and
-  ``{verdicts-table}`` all of them; what they show is read from the collected ledger (``_build/claims``), never typed.
+- ``{claim}`` shows a statement of the paper as a numbered box, ``{verdict}`` its verdict as a badge,
+  ``{verdicts-table}`` all of them, ``{verdict-summary}`` how many there are of each; what they show is read from the
+  collected ledger (``_build/claims``), never typed.
 - MathJax and ``claims.json`` are copied into the site, which therefore works offline.
 """
 
@@ -12,6 +13,7 @@ import importlib.util
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.nodes import make_refnode
 from sphinx_proof.nodes import NODE_TYPES
 
-from bdpo.ledger import MIME
+from bdpo.ledger import MIME, VERDICTS
 from bdpo.ledger.claim import badge as badge_html
 
 logger = logging.getLogger(__name__)
@@ -178,18 +180,45 @@ class ClaimDirective(SphinxDirective):
         return [box]
 
 
-class VerdictsTable(SphinxDirective):
+class LedgerDirective(SphinxDirective):
+    """A directive that shows all rows."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of the ledger; none, after a warning, if nothing is collected."""
+        path = claims_folder(self.env).with_suffix(".json")
+        self.env.note_dependency(str(path))
+        if path.exists():
+            return json.loads(path.read_text("utf-8"))["claims"]
+        warn("no verdicts to show, nothing is collected yet; run: %s", BUILD, location=self.get_location())
+        return []
+
+
+class VerdictSummary(LedgerDirective):
+    """``{verdict-summary}``: how many statements there are of each verdict, each count a link to those rows."""
+
+    def run(self) -> list[nodes.Node]:
+        rows = self.rows()
+        if not rows:
+            return []
+        found = Counter(row["verdict"] for row in rows)
+        line = nodes.paragraph("", f"{len(rows)} statements: ", classes=["verdict-summary"])
+        table = self.env.app.builder.get_relative_uri(self.env.docname, TABLE)
+        for verdict in filter(found.get, VERDICTS):
+            mark = nodes.raw("", badge_html(verdict), format="html")
+            line += nodes.reference("", "", mark, nodes.Text(f" {found[verdict]}"), refuri=f"{table}?verdict={verdict}")
+            line += nodes.Text(" ")
+        return [line]
+
+
+class VerdictsTable(LedgerDirective):
     """``{verdicts-table}``: one row a claim; ``book.js`` adds sorting and filters to what is a plain table."""
 
     columns = (("Claim", 12), ("Where", 14), ("Statement", 50), ("Verdict", 14), ("Mutants killed", 10))
 
     def run(self) -> list[nodes.Node]:
-        path = claims_folder(self.env).with_suffix(".json")
-        self.env.note_dependency(str(path))
-        if not path.exists():
-            warn("no verdicts to list, nothing is collected yet; run: %s", BUILD, location=self.get_location())
+        rows = self.rows()
+        if not rows:
             return []
-        rows = json.loads(path.read_text("utf-8"))["claims"]
         group = nodes.tgroup("", *(nodes.colspec(colwidth=width) for _, width in self.columns), cols=len(self.columns))
         header = nodes.row("", *(nodes.entry("", nodes.paragraph("", name)) for name, _ in self.columns))
         group += nodes.thead("", header)
@@ -251,6 +280,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.set_html_assets_policy("always")  # cards in notebook outputs hold mathematics that Sphinx does not see
     app.add_role("verdict", VerdictRole())
     app.add_directive("claim", ClaimDirective)
+    app.add_directive("verdict-summary", VerdictSummary)
     app.add_directive("verdicts-table", VerdictsTable)
     app.connect("source-read", show_outputs)
     app.connect("doctree-read", name_outputs)

@@ -69,6 +69,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const label = make("label", {}, "Filter ", words);
   const form = make("div", { className: "verdict-filters" }, label, group, status);
   (table.closest(".pst-scrollable-table-container") ?? table).before(form);
+  chips.get(new URLSearchParams(location.search).get("verdict"))?.setAttribute("aria-pressed", "true");
   filter();
 
   // Sorting: up, down, and back to the order of the index.
