@@ -36,7 +36,7 @@ def _grid(symbol: sp.Symbol, box: Box) -> list[Fraction]:
     whole = [Fraction(k) for k in (1, 2, 3, 5)]
     if symbol.is_integer:
         return whole
-    parts = [Fraction(1), Fraction(1, 2), Fraction(2), Fraction(1, 3), Fraction(3, 4), Fraction(5, 2)]
+    parts = [Fraction(q) for q in ("1", "1/2", "2", "1/3", "3/4", "5/2", "1/10", "10")]
     return parts if symbol.is_positive else [*parts, Fraction(0), *(-q for q in parts)]
 
 
