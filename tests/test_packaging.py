@@ -26,7 +26,7 @@ FLOORS = [
     ["bdpo.imbalance"],
     ["bdpo.dynamics"],
     ["bdpo.worlds"],
-    ["bdpo.laws"],
+    ["bdpo.laws", "bdpo.gaussian"],
     ["bdpo.verify"],
     ["bdpo.ledger"],
     ["bdpo.toy", "bdpo.llm"],
