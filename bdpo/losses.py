@@ -218,8 +218,9 @@ def nbdpo_v2_asym(
         ``True``: the gradient of `nbdpo_asym`, taken at this margin. ``False``: where the clip does not bind,
         :math:`r = \log\frac{\pi(y_w)}{\pi_{\mathrm{ref}}(y_w)}` joins both weights,
         :math:`\partial m/\partial\log\pi(y_w) = \lambda + r` and :math:`\partial m/\partial\log\pi(y_l) = -(1 + r)`.
-        The gradient is then that of the value, which is what v2 is for; but it pushes the winner down once
-        :math:`r < -\lambda` and the loser up once :math:`r < -1`, and it jumps where the clip sets in. Hence the default.
+        The gradient is then that of the value, which is what v2 is for; but it pushes the winner down
+        once :math:`r < -\lambda` and the loser up once :math:`r < -1`, and it jumps where the clip sets in: hence the
+        default.
 
     Returns
     -------
@@ -393,9 +394,9 @@ def _check_settings(*, beta: float, detach_lambda: bool, clip: float = 0.0) -> N
     for name, value in (("beta", beta), ("clip", clip)):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{name} = {value!r}: it must be a number, not a {type(value).__name__}; pass a float")
-    if not (math.isfinite(beta) and beta > 0):
+    if not 0 < beta < math.inf:
         raise ValueError(f"beta = {beta!r}: it must be finite and above 0; 0.1 is customary for language models")
-    if not (math.isfinite(clip) and clip >= 0):
+    if not 0 <= clip < math.inf:
         raise ValueError(f"clip = {clip!r}: it must be finite and at least 0; 0 gives DPO, the paper uses 0.3 and 0.5")
     if not isinstance(detach_lambda, bool):
         raise TypeError(f"detach_lambda = {detach_lambda!r}: it must be True or False")
