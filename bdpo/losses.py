@@ -23,8 +23,8 @@ with ``detach_lambda=False`` the gradients of v2 are sums of terms of either sig
 of their sizes. float16 and bfloat16 are computed in float32 and returned in the dtype they came in.
 
 **Input.** Log-probs are finite and at most 0. Minus infinity is refused: a response of probability zero has an
-infinite margin, hence a loss of 0 or infinity and a gradient of NaN, and comes in practice from a wrong label mask.
-Values are looked at in eager mode and under ``torch.func``, which costs a GPU one synchronisation; under
+infinite margin, hence a loss of 0 or infinity, or NaN where two infinities meet, and comes in practice from a wrong
+label mask. Values are looked at in eager mode and under ``torch.func``, which costs a GPU one synchronisation; under
 ``torch.compile``, where a look would break the graph, only types, shapes and settings are.
 
 Nothing is detached but :math:`\lambda` and the term that Eq 25 detaches: compute the reference's log-probs under

@@ -422,6 +422,16 @@ def test_dpo_with_the_pair_turned_round_differs_by_the_margin(x, beta):
     close(LOSSES["dpo"](lose, w, rlose, rw, beta=beta) - LOSSES["dpo"](*x, beta=beta), margin, absolute=1e-9)
 
 
+@pytest.mark.parametrize(("name", "notices"), [(name, name in (*V2, "bdpo")) for name in LOSSES])
+def test_a_shared_prefix_in_both_responses(name, notices):
+    logps = tensors(-7, -7.25, -6, -9)
+    prefix = tensors(-2, -2, -1.5, -1.5)  # its log-prob under policy and reference
+    for with_it, without in zip(
+        value_and_gradients(LOSSES[name], logps + prefix), value_and_gradients(LOSSES[name], logps), strict=True
+    ):
+        assert torch.equal(with_it, without) is not notices
+
+
 @given(x=pair, beta=beta_, clip=clip_, detach=detach_)
 def test_v1_has_the_value_of_dpo_to_the_last_bit_and_one_gradient_in_either_reading(x, beta, clip, detach):
     dpo, _, dpo_lose = value_and_gradients(LOSSES["dpo"], x, beta=beta)
