@@ -1,19 +1,19 @@
 """Turn a statement into evidence, and prove that the check could have failed.
 
 Every check takes a *statement* (a SymPy formula where possible, so that what is printed is what is checked), runs, and
-then runs again on *mutants*: false variants that it must reject. The result is an :class:`Evidence`, plain data.
+then runs again on *mutants*: false variants that it must reject. The result is an :class:`~bdpo.verify.evidence.Evidence`, plain data.
 
-=====================  =====================================================================  ==================
-check                  decides                                                                strength if passed
-=====================  =====================================================================  ==================
-:func:`identity`       an equation, symbolically; refutes at a rational point                 proof
-:func:`inequality`     an inequality: exact search, signs of coefficients, ball certificate   proof or search
-:func:`search`         any statement on a list of exact worlds                                exhaustive or search
-:func:`property_search`  any statement on worlds that Hypothesis makes                        search
-:func:`gradient`       a closed-form gradient against automatic differentiation               search
-:func:`measured_mean`  which side of a threshold a mean of independent runs lies on           measurement
-:func:`proof_lines`    each line of a proof by itself                                         as above
-=====================  =====================================================================  ==================
+- :func:`~bdpo.verify.checks.identity` proves an equation, or refutes it at a rational point.
+- :func:`~bdpo.verify.checks.inequality` searches for a counterexample, then proves by signs of coefficients, or by
+  rigorous enclosures on a compact box.
+- :func:`~bdpo.verify.checks.search` tries any statement on a list of exact worlds; passing is a proof only if the list
+  is the whole domain.
+- :func:`~bdpo.verify.checks.property_search` lets Hypothesis make the worlds, and shrinks what it finds.
+- :func:`~bdpo.verify.checks.gradient` compares a closed form with automatic differentiation.
+- :func:`~bdpo.verify.checks.measured_mean` decides on which side of a threshold a mean of independent runs lies.
+- :func:`~bdpo.verify.checks.proof_lines` judges each line of a proof by itself.
+
+What passes only a search has strength ``search``, which establishes nothing.
 
 This package knows no paper.
 """
