@@ -1,7 +1,8 @@
 """Turn a statement into evidence, and prove that the check could have failed.
 
 Every check takes a *statement* (a SymPy formula where possible, so that what is printed is what is checked), runs, and
-then runs again on *mutants*: false variants that it must reject. The result is an :class:`~bdpo.verify.evidence.Evidence`, plain data.
+then runs again on *mutants*: false variants that it must reject. The result, plain data, is an
+:class:`~bdpo.verify.evidence.Evidence`.
 
 - :func:`~bdpo.verify.checks.identity` proves an equation, or refutes it at a rational point.
 - :func:`~bdpo.verify.checks.inequality` searches for a counterexample, then proves by signs of coefficients, or by
