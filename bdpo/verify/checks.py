@@ -153,7 +153,7 @@ def identity(
     statement
         An equation, or several that must all hold.
     mutants
-        False variants by name; by default the neighbours of :func:`bdpo.verify.mutations`.
+        False variants by name; by default the neighbours of :func:`bdpo.verify.formula.mutations`.
     box
         Open intervals of symbols whose assumptions alone do not give the domain, such as ``{p: (0, 1)}``.
     where
@@ -363,7 +363,7 @@ def search(
     Parameters
     ----------
     statement
-        A relation (or list of relations) evaluated exactly at each world, or a :class:`bdpo.verify.law`, which may
+        A relation (or list of relations) evaluated exactly at each world, or a :class:`bdpo.verify.formula.law`, which may
         answer None where the hypotheses are not met.
     worlds
         Mappings from symbols (or ``IndexedBase``) to fractions (or sequences of them). Read once.
