@@ -307,6 +307,17 @@ def test_proofs_of_a_page_do_not_share_an_id(book):
     assert len(ids) == len(set(ids))
 
 
+def test_no_line_begins_with_the_comma_after_a_formula(book):
+    book.pages(one="For $a$, $b$ and $c$ (or $d$).")
+    assert book.build() == []
+    (text,) = re.findall(r"<p>(For .*)</p>", book.html("one"))
+    assert re.findall(r'<span class="tied"><span [^>]*>\\\((.)\\\)</span>([^<]+)</span>', text) == [
+        ("a", ","),
+        ("d", ")."),
+    ]
+    assert words(text) == r"For \(a\), \(b\) and \(c\) (or \(d\))."
+
+
 # What must agree
 
 

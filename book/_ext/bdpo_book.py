@@ -127,9 +127,10 @@ def resolve_link(app: Sphinx, env: BuildEnvironment, node: pending_xref, content
 
 
 def rename_repeated_ids(app: Sphinx, doctree: nodes.document) -> None:
-    """sphinx-proof gives every proof of a page, and the body of every theorem, the same id."""
+    """Proofs, and the bodies of theorems and exercises, have the same id each on a page; number them."""
+    repeated = (["proof"], ["proof-content"], ["exercise-content"], ["solution-content"])
     for place, node in enumerate(doctree.findall(nodes.Element)):
-        if node["ids"] in (["proof"], ["proof-content"]):
+        if node["ids"] in repeated:
             node["ids"] = [f"{node['ids'][0]}-{place}"]
 
 
@@ -258,6 +259,24 @@ def plain_bibliography(app: Sphinx, page: str, template: str, context: dict[str,
         context["body"] = context["body"].replace(' role="list"', "").replace(' role="doc-biblioentry"', "")
 
 
+def keep_punctuation(app: Sphinx, doctree: nodes.document) -> None:
+    """Tie punctuation to the formula before it, else browsers may begin a line with a comma."""
+    for formula in list(doctree.findall(nodes.math)):
+        parent, place = formula.parent, formula.parent.index(formula)
+        after = parent[place + 1] if place + 1 < len(parent) else None
+        if isinstance(after, nodes.Text) and (found := re.match(r"[,.;:!?)\]’”]+", after)):
+            tied = nodes.inline("", "", formula.deepcopy(), nodes.Text(found[0]), classes=["tied"])
+            parent[place : place + 2] = [tied, nodes.Text(after[found.end() :])]
+
+
+def drop_sourceless(app: Sphinx) -> list[Any]:
+    """The list of sources would link to modules that have none, such as ``builtins``."""
+    modules = getattr(app.env, "_viewcode_modules", {})
+    for name in [name for name, source in modules.items() if not source]:
+        del modules[name]
+    return []
+
+
 def copy_files(app: Sphinx, failure: Exception | None) -> None:
     """Copy MathJax and the ledger into the site."""
     if failure or app.builder.format != "html":
@@ -285,7 +304,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", show_outputs)
     app.connect("doctree-read", name_outputs)
     app.connect("doctree-read", rename_repeated_ids)
+    app.connect("doctree-read", keep_punctuation)
     app.connect("missing-reference", resolve_link)
     app.connect("html-page-context", plain_bibliography)
+    app.connect("html-collect-pages", drop_sourceless, priority=400)  # before viewcode makes the list
     app.connect("build-finished", copy_files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
