@@ -21,7 +21,7 @@ class NotRational(ValueError):
 class Named(sp.Expr):
     """A displayed name bound to the expression it stands for."""
 
-    def __new__(cls, name: str | Str, meaning: Any) -> Named:
+    def __new__(cls, name: Any, meaning: Any) -> Named:
         return super().__new__(cls, name if isinstance(name, Str) else Str(name), sp.sympify(meaning))
 
     @property
