@@ -259,6 +259,14 @@ def test_works_without_a_server(tab):
     assert untypeset(tab) == []
 
 
+def test_paper_is_white(site, tab):
+    visit(tab, site + "book/index.html")
+    theme = "document.documentElement.dataset.theme"
+    tab.evaluate(f"{theme} = 'dark'")
+    assert tab.evaluate(f"dispatchEvent(new Event('beforeprint')), {theme}") == "light"
+    assert tab.evaluate(f"dispatchEvent(new Event('afterprint')), {theme}") == "dark"
+
+
 def test_search_finds(site, tab):
     visit(tab, site + "search.html?q=softmax")
     tab.locator("#search-results li").first.wait_for()

@@ -1,3 +1,13 @@
+// What pages do beyond the theme.
+
+// Paper is white: print in the light scheme.
+{
+  const page = document.documentElement.dataset;
+  let theme;
+  addEventListener("beforeprint", () => { theme = page.theme; page.theme = "light"; });
+  addEventListener("afterprint", () => { page.theme = theme; });
+}
+
 // The verdicts table: sort by any column, filter by words and by verdict, and find the row that the address names.
 // Without this script it is a plain table with every row.
 
