@@ -128,6 +128,14 @@ def test_evidence_is_data_and_not_a_truth_value():
 # ---------------------------------------------------------------- names and exact values
 
 
+def test_points_of_many_symbols_vary_every_symbol():
+    many = sp.symbols("a b c d f g h", positive=True)
+    product = sp.Mul(*many)
+    mutants = {f"without {s}": sp.Eq(v.named("m", product), product / s) for s in many}
+    evidence = v.identity(sp.Eq(v.named("m", product), sp.exp(sp.expand_log(sp.log(product)))), mutants=mutants)
+    assert evidence.mutants_killed == len(many)
+
+
 def test_named_prints_its_name_and_is_checked_as_its_meaning():
     slope = v.named(r"f'(x)", sp.Derivative(x**3, x))
     assert v.latex(sp.Eq(slope, 3 * x**2)) == r"f'(x) = 3 x^{2}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +45,22 @@ def _points(symbols: Sequence[sp.Symbol], box: Box, limit: int) -> list[dict[Any
     if not symbols:
         return [{}]
     grids = [_grid(s, box) for s in symbols]
-    ranked = itertools.product(*(range(len(g)) for g in grids))
-    chosen = sorted(itertools.islice(ranked, 40_000), key=lambda ks: (sum(ks), ks))[:limit]
+    simplest_first = itertools.chain.from_iterable(
+        _ranks([len(g) for g in grids], total) for total in range(sum(len(g) - 1 for g in grids) + 1)
+    )
+    chosen = itertools.islice(simplest_first, limit)
     return [{s: g[k] for s, g, k in zip(symbols, grids, ks, strict=True)} for ks in chosen]
+
+
+def _ranks(sizes: Sequence[int], total: int) -> Iterator[tuple[int, ...]]:
+    """All tuples of ranks below ``sizes`` that add up to ``total``."""
+    if len(sizes) == 1:
+        if total < sizes[0]:
+            yield (total,)
+        return
+    for first in range(min(sizes[0] - 1, total) + 1):
+        for rest in _ranks(sizes[1:], total - first):
+            yield (first, *rest)
 
 
 def _domain(symbols: Sequence[sp.Symbol], box: Box) -> str:
@@ -96,10 +109,24 @@ def describe(world: World) -> dict[str, str]:
 # ---------------------------------------------------------------- identities
 
 
+def _one_sum(e: Any) -> Any:
+    r"""Sums over the same range as one, its summand simplified: :math:`\sum a + c\sum b = \sum(a + cb)`."""
+    rest, summands = sp.S.Zero, {}
+    for term in sp.Add.make_args(sp.expand_mul(e)):
+        sums = [factor for factor in sp.Mul.make_args(term) if isinstance(factor, sp.Sum)]
+        factor = term / sums[0] if len(sums) == 1 else None
+        if factor is None or factor.free_symbols & {limits[0] for limits in sums[0].limits}:
+            rest += term
+        else:
+            summands[sums[0].limits] = summands.get(sums[0].limits, 0) + factor * sums[0].function
+    return rest + sum(sp.Sum(sp.cancel(sp.together(a)), *limits).doit() for limits, a in summands.items())
+
+
 def _zero(d: Any) -> str | None:
     """Name of the first transformation that turns ``d`` into 0, or None."""
     attempts: dict[str, Callable[[Any], Any]] = {
         "expand": sp.expand,
+        "one sum instead of several": _one_sum,
         "cancel": lambda e: sp.cancel(sp.together(e)),
         "expand logarithms, cancel": lambda e: sp.cancel(sp.together(sp.expand_log(sp.powsimp(e)))),
         "simplify": sp.simplify,
