@@ -67,9 +67,10 @@ def unfold(expr: Any) -> Any:
 
 
 def latex(formula: Any) -> str:
-    """LaTeX of a formula, or of a list of formulas."""
+    """LaTeX of a formula, or of a list of formulas, one below the other."""
     if isinstance(formula, (list, tuple)):
-        return r" ,\quad ".join(latex(f) for f in formula)
+        lines = [latex(f) for f in formula]
+        return lines[0] if len(lines) == 1 else r"\begin{gathered} " + r" \\ ".join(lines) + r" \end{gathered}"
     if isinstance(formula, sp.Basic):
         return sp.latex(formula)
     raise TypeError(f"{formula!r} is not a SymPy formula and has no LaTeX")
