@@ -55,6 +55,21 @@ def test_identity_of_indexed_sums_covers_every_n():
     assert (evidence.passed, evidence.strength) == (True, "proof")
 
 
+def test_identity_adds_up_sums_over_one_range():
+    n, k = (sp.Symbol(name, integer=True, positive=True) for name in "nk")
+    a, b = sp.IndexedBase("a", positive=True), sp.IndexedBase("b", positive=True)
+
+    def total(summand):
+        return sp.Sum(summand, (k, 1, n))
+
+    left = total(a[k] / (a[k] + b[k])) + x * total(b[k] / (a[k] + b[k]))
+    right = total((a[k] + x * b[k]) / (a[k] + b[k]))
+    assert v.identity(sp.Eq(left, right), points=5, mutants={"twice": sp.Eq(left, 2 * right)}).passed is True
+    captured = sp.Eq(a[k] * total(b[k]), total(a[k] * b[k]))  # the k outside is another than the k inside
+    evidence = v.identity(captured, points=0, mutants={"itself": captured})
+    assert evidence.passed is None
+
+
 def test_where_excludes_points_outside_the_domain():
     statement, wrong = sp.Eq(x, y), {"three times": sp.Eq(x, 3 * y)}
     assert v.identity(statement, mutants=wrong).passed is False

@@ -111,7 +111,8 @@ def describe(world: World) -> dict[str, str]:
 
 def _one_sum(e: Any) -> Any:
     r"""Sums over the same range as one, its summand simplified: :math:`\sum a + c\sum b = \sum(a + cb)`."""
-    rest, summands = sp.S.Zero, {}
+    rest: Any = sp.S.Zero
+    summands: dict[Any, Any] = {}
     for term in sp.Add.make_args(sp.expand_mul(e)):
         sums = [factor for factor in sp.Mul.make_args(term) if isinstance(factor, sp.Sum)]
         factor = term / sums[0] if len(sums) == 1 else None
@@ -390,8 +391,8 @@ def search(
     Parameters
     ----------
     statement
-        A relation (or list of relations) evaluated exactly at each world, or a :class:`bdpo.verify.formula.law`, which may
-        answer None where the hypotheses are not met.
+        A relation (or list of relations) evaluated exactly at each world, or a :class:`bdpo.verify.formula.law`, which
+        may answer None where the hypotheses are not met.
     worlds
         Mappings from symbols (or ``IndexedBase``) to fractions (or sequences of them). Read once.
     mutants
