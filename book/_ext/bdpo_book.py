@@ -234,8 +234,6 @@ class VerdictsTable(LedgerDirective):
     def line(self, row: dict[str, Any]) -> nodes.row:
         docname = self.env.docname
         statement, _ = self.parse_inline(row["statement"], lineno=self.lineno)
-        for latex in formulas(row):
-            statement += [nodes.Text(" "), nodes.math(latex, latex)]
         killed = f"{row['mutants_killed']}/{row['mutants_total']}" if row["mutants_total"] else "–"
         cells = (
             [link_to("place", row, docname, nodes.literal("", row["id"]))],
@@ -245,6 +243,8 @@ class VerdictsTable(LedgerDirective):
             [nodes.Text(killed)],
         )
         entries = [nodes.entry("", nodes.paragraph("", "", *cell)) for cell in cells]
+        for latex in formulas(row):
+            entries[2] += nodes.paragraph("", "", nodes.math(latex, latex))
         if not row["mutants_total"]:
             entries[-1]["classes"].append("no-mutants")
         return nodes.row("", *entries, ids=[row["id"]], classes=[f"verdict-{row['verdict']}"])
