@@ -25,7 +25,7 @@ FLOORS = [
     ["bdpo.parameters", "bdpo.losses"],
     ["bdpo.imbalance"],
     ["bdpo.dynamics"],
-    ["bdpo.worlds"],
+    ["bdpo.worlds", "bdpo.gaussian"],
     ["bdpo.laws", "bdpo.gaussian"],
     ["bdpo.verify"],
     ["bdpo.ledger"],
