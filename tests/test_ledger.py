@@ -161,6 +161,12 @@ def test_unknown_id_is_refused():
         ledger.claim("eq-87")
 
 
+def test_readings_that_print_alike_are_shown_once():
+    one, two = v.named("w", x), v.named("w", x + y)
+    claim = ledger.claim("eq-2", formula={"a": sp.Eq(one, y), "b": sp.Eq(two, y), "c": sp.Eq(x, y)})
+    assert claim.row()["latex"] == v.latex([claim.formula["a"], claim.formula["c"]])
+
+
 def test_unknown_reading_is_refused():
     claim = ledger.claim("eq-2", formula={"a": sp.Eq(v.named("s", x + x), 2 * x)})
     with pytest.raises(ValueError, match="reading"):

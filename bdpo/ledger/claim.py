@@ -107,7 +107,9 @@ class Claim:
         overall, readings = verdict(self.evidence)
         first = next((e for e in self.evidence if e["role"] in ("printed", "well-posed") and e["counterexample"]), None)
         better = next((e for role in ("corrected", "under", "sharp") for e in self.evidence if e["role"] == role), None)
-        formulas = list(self.formula.values()) if isinstance(self.formula, Mapping) else self.formula
+        formulas = self.formula
+        if isinstance(formulas, Mapping):  # readings of one formula print alike: show it once
+            formulas = list({verify.latex(f): f for f in formulas.values()}.values())
         return {
             **empty_row(self.entry),
             "latex": None if formulas is None else verify.latex(formulas),
