@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from bdpo import imbalance
+from bdpo import imbalance, losses
 
 F = Fraction
 
@@ -56,6 +56,17 @@ def test_automatic_differentiation_and_closed_form_agree(loss, coordinate):
     g = imbalance.gradient(loss, *data)
     assert all(bool((x != 0).any()) for x in found)
     assert close(found, imbalance.convert(*g, data[0].exp(), data[1].exp(), coordinate))
+
+
+@pytest.mark.parametrize("coordinate", imbalance.COORDINATES)
+@pytest.mark.parametrize("detach_lambda", [True, False])
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_the_six_objectives_in_every_coordinate(name, detach_lambda, coordinate):
+    data, options = columns(), {"beta": 0.5, "detach_lambda": detach_lambda}
+    found = imbalance.gradient(losses.LOSSES[name], *data, coordinate=coordinate, **options)
+    g = imbalance.gradient(losses.LOSSES[name], *data, **options)
+    expected = imbalance.convert(*g, data[0].exp(), data[1].exp(), coordinate)
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-14) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(
