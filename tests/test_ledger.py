@@ -9,6 +9,7 @@ import sympy as sp
 
 from bdpo import ledger
 from bdpo import verify as v
+from bdpo.ledger import graph
 from bdpo.ledger.index import INDEX
 from bdpo.ledger.rules import reading_verdict, verdict
 
@@ -213,3 +214,37 @@ def test_collect_refuses_two_rulings_and_unknown_ids():
         ledger.collect([row, {**row, "notebook": "b"}])
     with pytest.raises(ValueError, match="not an id"):
         ledger.collect([{**row, "id": "eq-99"}])
+
+
+# ---------------------------------------------------------------- what rests on what
+
+
+def row(name, rests_on=(), same_as=None, verdict="holds"):
+    return {"id": name, "rests_on": list(rests_on), "same_as": same_as, "verdict": verdict}
+
+
+CHAIN = [row("a", verdict="refuted"), row("b", ["a"]), row("c", ["b"]), row("d"), row("e", same_as="c")]
+
+
+def test_foundations_and_consequences_are_transitive_and_opposite():
+    below, above = graph.foundations(CHAIN), graph.consequences(CHAIN)
+    assert below["e"] == {"a", "b", "c"}
+    assert above["a"] == {"b", "c", "e"}
+    assert all(x in above[y] for x, needs in below.items() for y in needs)
+
+
+def test_the_weakest_link_is_found_far_down():
+    assert graph.weakest(CHAIN) == {"a": "refuted", "b": "refuted", "c": "refuted", "d": "holds", "e": "refuted"}
+
+
+def test_a_circle_is_refused():
+    with pytest.raises(ValueError, match="rests on itself"):
+        graph.foundations([row("a", ["b"]), row("b", ["a"])])
+
+
+def test_layers_put_foundations_first_also_through_hidden_statements():
+    assert graph.layers(CHAIN, {"a", "c", "d"}) == [["a", "d"], ["c"]]
+
+
+def test_every_verdict_has_a_place_in_the_order_of_weakness():
+    assert set(graph.WEAKER) == set(ledger.VERDICTS)

@@ -52,6 +52,11 @@ class Claim:
             raise ValueError(f"{self.entry.id}: no formula for the reading {reading!r}; known: {known}")
         return self.formula.get(reading)  # a reading decided by a law carries its words in the evidence
 
+    def _latex_of(self, reading: str) -> str | None:
+        """LaTeX of a reading that has a formula of its own."""
+        own = isinstance(self.formula, Mapping) and reading in self.formula
+        return verify.latex(self.formula[reading]) if own else None
+
     def _attach(self, role: str, evidence: verify.Evidence, reading: str, words: str | None) -> Claim:
         if not isinstance(evidence, verify.Evidence):
             raise TypeError(f"{self.entry.id}: {role} takes Evidence from bdpo.verify, not {type(evidence).__name__}")
@@ -113,7 +118,7 @@ class Claim:
         return {
             **empty_row(self.entry),
             "latex": None if formulas is None else verify.latex(formulas),
-            "readings": [{"name": n, "verdict": r} for n, r in readings.items()],
+            "readings": [{"name": n, "verdict": r, "latex": self._latex_of(n)} for n, r in readings.items()],
             "verdict": overall,
             "corrected": better and ": ".join(filter(None, (better["words"], better["statement"]))),
             "evidence": self.evidence,
@@ -191,15 +196,18 @@ def card(row: Mapping[str, Any]) -> str:
         f'<span class="claim-locator">{html.escape(row["locator"])}</span> {badge(row["verdict"])}</p>',
         f'<p class="claim-statement">{prose(row["statement"])}</p>',
     ]
-    if row["latex"]:
+    several = len({r["latex"] for r in row["readings"]}) > 1  # then each formula stands beside its reading
+    if row["latex"] and not several:
         parts.append(f'<div class="claim-formula">{math(row["latex"], display=True)}</div>')
     if len(row["readings"]) > 1:
-        items = "".join(f"<li>{prose(r['name'])}: {badge(r['verdict'])}</li>" for r in row["readings"])
+        items = "".join(
+            f"<li>{prose(r['name'])}: {math(r['latex']) if several and r['latex'] else ''} {badge(r['verdict'])}</li>"
+            for r in row["readings"]
+        )
         parts.append(f'<ul class="claim-reading">{items}</ul>')
     if row["counterexample"]:
-        parts.append(
-            f'<p class="claim-counterexample"><strong>Counterexample.</strong> {numbers(row["counterexample"])}</p>'
-        )
+        found = numbers(row["counterexample"])
+        parts.append(f'<p class="claim-counterexample"><strong>Counterexample.</strong> {found}</p>')
     if row["corrected"]:
         parts.append(f'<p class="claim-corrected"><strong>What survives.</strong> {prose(row["corrected"])}</p>')
     body = "".join(
