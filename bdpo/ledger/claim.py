@@ -188,14 +188,9 @@ def badge(name: str) -> str:
     return f'<span class="badge badge-{name}">{_BADGE[name]}</span>'
 
 
-def card(row: Mapping[str, Any]) -> str:
-    """HTML of a row: statement, formula, verdict, what survives, and the evidence folded away."""
-    parts = [
-        f'<div class="claim" id="{row["anchor"]}">',
-        f'<p class="claim-head"><span class="claim-id">{row["id"]}</span> '
-        f'<span class="claim-locator">{html.escape(row["locator"])}</span> {badge(row["verdict"])}</p>',
-        f'<p class="claim-statement">{prose(row["statement"])}</p>',
-    ]
+def findings(row: Mapping[str, Any]) -> str:
+    """HTML of what a row found: formula, readings with their verdicts, counterexample, what survives."""
+    parts = []
     several = len({r["latex"] for r in row["readings"]}) > 1  # then each formula stands beside its reading
     if row["latex"] and not several:
         parts.append(f'<div class="claim-formula">{math(row["latex"], display=True)}</div>')
@@ -210,6 +205,11 @@ def card(row: Mapping[str, Any]) -> str:
         parts.append(f'<p class="claim-counterexample"><strong>Counterexample.</strong> {found}</p>')
     if row["corrected"]:
         parts.append(f'<p class="claim-corrected"><strong>What survives.</strong> {prose(row["corrected"])}</p>')
+    return "".join(parts)
+
+
+def card(row: Mapping[str, Any]) -> str:
+    """HTML of a row: statement, verdict, findings, and the evidence folded away."""
     body = "".join(
         f"<tr><td>{e['role']}</td><td>{prose(e['statement'])}</td>"
         f"<td>{e['method']}: {OUTCOME[e['passed']]} ({e['strength']})</td>"
@@ -217,10 +217,13 @@ def card(row: Mapping[str, Any]) -> str:
         for e in row["evidence"]
     )
     count = len(row["evidence"])
-    parts.append(
+    return (
+        f'<div class="claim" id="{row["anchor"]}">'
+        f'<p class="claim-head"><span class="claim-id">{row["id"]}</span> '
+        f'<span class="claim-locator">{html.escape(row["locator"])}</span> {badge(row["verdict"])}</p>'
+        f'<p class="claim-statement">{prose(row["statement"])}</p>{findings(row)}'
         f'<details class="claim-evidence"><summary>Evidence: {count} check{"s" * (count != 1)}, '
         f"{row['mutants_killed']} of {row['mutants_total']} mutants killed</summary>"
         '<table class="evidence"><thead><tr><th>Role</th><th>Statement checked</th><th>Outcome</th><th>Domain</th>'
         f"<th>Mutants killed</th></tr></thead><tbody>{body}</tbody></table></details></div>"
     )
-    return "".join(parts)

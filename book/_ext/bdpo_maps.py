@@ -10,21 +10,9 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 from bdpo.ledger import graph
-from bdpo.ledger.claim import badge as badge_html
-from bdpo.verify.display import math, numbers, prose
+from bdpo.ledger.claim import findings
 
-SHOWN = {
-    "assumption",
-    "definition",
-    "lemma",
-    "corollary",
-    "theorem",
-    "proposition",
-    "figure",
-    "appendix",
-    "claim",
-    "table",
-}
+HIDDEN = {"equation"}  # in the graph, unless something that is shown rests on it
 WIDTH, HEIGHT, GAP_X, GAP_Y = 168, 30, 56, 10  # of a node of the graph, and between nodes, in pixels
 
 
@@ -52,34 +40,17 @@ class Errata(LedgerDirective):
         head += nodes.inline("", f" {row['locator']} ", classes=["claim-locator"])
         head += badge(row, docname)
         words, _ = self.parse_inline(row["statement"], lineno=self.lineno)
-        parts = [head, nodes.paragraph("", "", *words)]
-        several = len({r["latex"] for r in row["readings"]}) > 1
-        if row["latex"] and not several:
-            parts.append(raw(f'<div class="claim-formula">{math(row["latex"], display=True)}</div>'))
-        if len(row["readings"]) > 1:
-            items = "".join(
-                f"<li>{prose(r['name'])}: {math(r['latex']) if r['latex'] and several else ''} {badge_html(r['verdict'])}</li>"
-                for r in row["readings"]
-            )
-            parts.append(raw(f'<ul class="claim-reading">{items}</ul>'))
-        if row["counterexample"]:
-            found = numbers(row["counterexample"])
-            parts.append(raw(f'<p class="claim-counterexample"><strong>Fails at</strong> {found}</p>'))
-        if row["corrected"]:
-            parts.append(raw(f'<p class="claim-corrected"><strong>Instead.</strong> {prose(row["corrected"])}</p>'))
         failed = sum(e["passed"] is False for e in row["evidence"])
         passed = sum(e["passed"] is True for e in row["evidence"])
-        resting = f" On it rest, in the end: {', '.join(sorted(above))}." if above else " Nothing else rests on it."
-        parts.append(
-            nodes.paragraph(
-                "", f"Checks that fail: {failed}; that pass: {passed}.{resting}", classes=["erratum-checks"]
-            )
-        )
-        return nodes.container("", *parts, classes=["claim", "erratum"])
+        resting = f"On it rest, in the end: {', '.join(sorted(above))}." if above else "Nothing else rests on it."
+        checks = nodes.paragraph("", f"Checks that fail: {failed}; that pass: {passed}. {resting}")
+        checks["classes"].append("erratum-checks")
+        statement = nodes.paragraph("", "", *words)
+        return nodes.container("", head, statement, raw(findings(row)), checks, classes=["claim", "erratum"])
 
 
 class DependencyGraph(LedgerDirective):
-    """``{dependency-graph}``: statements as boxes coloured by verdict, with a stripe for the weakest that they rest on."""
+    """``{dependency-graph}``: statements as boxes coloured by verdict, a stripe for the weakest that they rest on."""
 
     def run(self) -> list[nodes.Node]:
         rows = self.rows()
@@ -89,7 +60,7 @@ class DependencyGraph(LedgerDirective):
         needed = set().union(*(set(r["rests_on"]) for r in rows if r["kind"] not in HIDDEN))
         shown = {r["id"] for r in rows if r["kind"] not in HIDDEN} | needed
         columns = graph.layers(rows, shown)
-        edges = [(below, r["id"]) for r in rows if r["id"] in shown for below in r["rests_on"]]
+        edges = [(below, r["id"]) for r in rows if r["id"] in shown for below in r["rests_on"] if below in shown]
         self.order(columns, edges)
         place = {
             name: (20 + x * (WIDTH + GAP_X), 20 + y * (HEIGHT + GAP_Y))
