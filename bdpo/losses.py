@@ -352,8 +352,8 @@ def bdpo(
     return _minus_log_sigmoid(beta * margin, policy_chosen_logps.dtype)
 
 
-#: The losses by name, called as ``LOSSES[name](policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps,
-#: beta=...)``, and ``clip=...`` for the four whose name begins with ``nbdpo``.
+#: The losses by name, called as ``LOSSES[name](policy_chosen_logps, policy_rejected_logps, ref_chosen_logps,
+#: ref_rejected_logps, beta=...)``, and ``clip=...`` for the four whose name begins with ``nbdpo``.
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "dpo": dpo,
     "nbdpo_asym": nbdpo_asym,
