@@ -66,11 +66,12 @@ def _ranks(sizes: Sequence[int], total: int) -> Iterator[tuple[int, ...]]:
 def _domain(symbols: Sequence[sp.Symbol], box: Box) -> str:
     def one(s: sp.Symbol) -> str:
         if s in box:
-            return rf"{sp.latex(s)} \in ({sp.latex(sp.sympify(box[s][0]))}, {sp.latex(sp.sympify(box[s][1]))})"
+            low, high = (sp.latex(sp.sympify(bound)) for bound in box[s])
+            return rf"${sp.latex(s)} \in ({low}, {high})$"
         kind = "integer" if s.is_integer else "positive" if s.is_positive else "real" if s.is_real else "any"
-        return rf"{sp.latex(s)}\ \text{{{kind}}}"
+        return f"${sp.latex(s)}$ {kind}"
 
-    return r"\(" + r",\; ".join(one(s) for s in symbols) + r"\)" if symbols else "no free symbol"
+    return ", ".join(map(one, symbols)) or "no free symbol"
 
 
 def _symbols(*statements: Any) -> list[sp.Symbol]:

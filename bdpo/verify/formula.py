@@ -121,6 +121,7 @@ _BALL_FUNCTIONS: dict[Any, Callable[[arb], arb]] = {
     sp.sinh: arb.sinh,
     sp.cosh: arb.cosh,
     sp.erf: arb.erf,
+    sp.gamma: arb.gamma,
     sp.Abs: abs,
     sp.sin: arb.sin,
     sp.cos: arb.cos,
