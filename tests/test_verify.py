@@ -175,6 +175,7 @@ def test_evaluate_balls_enclose_and_exactness_is_not_faked():
     with pytest.raises(v.NotRational):
         v.evaluate(sp.log(x), {x: 2})
     assert v.evaluate(sp.log(x), {x: 2}, exact=False).contains(v.evaluate(sp.log(x), {x: 2}, exact=False).mid())
+    assert v.evaluate(sp.gamma(x), {x: 5}, exact=False).contains(24)
     assert v.holds(sp.log(x) > 1, {x: 3}) is True
     assert v.holds(sp.log(x) > 2, {x: 3}) is False
 
