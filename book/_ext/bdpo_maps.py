@@ -13,7 +13,7 @@ from bdpo.ledger import graph
 from bdpo.ledger.claim import findings
 
 HIDDEN = {"equation"}  # in the graph, unless something that is shown rests on it
-WIDTH, HEIGHT, GAP_X, GAP_Y = 168, 30, 56, 10  # of a node of the graph, and between nodes, in pixels
+WIDTH, HEIGHT, GAP_X, GAP_Y = 196, 30, 48, 10  # of a node of the graph, and between nodes, in pixels
 
 
 def raw(content: str) -> nodes.raw:
