@@ -591,8 +591,8 @@ def measured_mean(
 ) -> Evidence:
     """Decide on which side of a threshold (``<`` or ``>``) a mean lies, by Student's interval over independent runs.
 
-    Passed if the whole interval lies on the claimed side, failed if it lies on the other, undecided otherwise. The
-    mutant is the same data reflected at the threshold, which must fail whenever the data pass, and the opposite claim.
+    Passed if the whole interval lies on the claimed side, failed if it lies on the other, undecided otherwise. Mutants,
+    all false where the data decide: the other side, the data reflected at the threshold, a threshold beyond all data.
     """
     from scipy import stats
 
@@ -606,25 +606,27 @@ def measured_mean(
     if len(set(data)) == 1:
         raise VacuousCheck("all values are identical: there is no spread to measure")
 
-    def check(claim: tuple[list[float], str]) -> Outcome:
-        sample, side = claim
+    def check(claim: tuple[list[float], str, float]) -> Outcome:
+        sample, side, bound = claim
         mean = sum(sample) / len(sample)
         half = float(stats.t.ppf((1 + level) / 2, len(sample) - 1) * stats.sem(sample))
-        below, above = mean + half < threshold, mean - half > threshold
+        below, above = mean + half < bound, mean - half > bound
         detail = f"mean {mean:.4g}, {level:.0%} interval [{mean - half:.4g}, {mean + half:.4g}], n = {len(sample)}"
         if side == ">":
             below, above = above, below
         return Outcome(True if below else False if above else None, "measurement", detail=detail)
 
+    statement, spread = (data, relation, threshold), max(data) - min(data)
     opposite = ">" if relation == "<" else "<"
-    reflected = [2 * threshold - v for v in data]
-    decided = check((data, relation)).passed
-    mutants = {"opposite claim": (data, opposite), "data reflected at the threshold": (reflected, relation)}
-    if decided is False:
-        mutants = {"claim as stated": (data, relation), "reflected data, opposite claim": (reflected, opposite)}
+    side, other = (opposite, relation) if check(statement).passed is False else (relation, opposite)
+    mutants = {
+        "the other side": (data, other, threshold),
+        "data reflected at the threshold": ([2 * threshold - v for v in data], side, threshold),
+        "threshold beyond all data": (data, side, min(data) - spread if side == "<" else max(data) + spread),
+    }
     return audit(
         check,
-        (data, relation),
+        statement,
         mutants,
         method="measured mean",
         text=words,
