@@ -79,6 +79,13 @@ class Claim:
             )
         return self._attach("printed", evidence, reading, None)
 
+    def step(self, evidence: verify.Evidence, reading: str = AS_PRINTED) -> Claim:
+        """Attach a line of our proof of the printed statement, where no single check decides it.
+
+        The reading is established if all its steps are, and if the statement itself also passed a check.
+        """
+        return self._attach("step", evidence, reading, None)
+
     def under(self, condition: str, evidence: verify.Evidence, reading: str = AS_PRINTED) -> Claim:
         """Attach a check of the statement under ``condition`` (words), which the paper does not ask for."""
         return self._attach("under", evidence, reading, condition)
@@ -112,6 +119,9 @@ class Claim:
         overall, readings = verdict(self.evidence)
         first = next((e for e in self.evidence if e["role"] in ("printed", "well-posed") and e["counterexample"]), None)
         better = next((e for role in ("corrected", "under", "sharp") for e in self.evidence if e["role"] == role), None)
+        trust = [e["trust"] for e in self.evidence]
+        if any(e["role"] == "step" for e in self.evidence):
+            trust.append("the steps of the proof are put together in prose")
         formulas = self.formula
         if isinstance(formulas, Mapping):  # readings of one formula print alike: show it once
             formulas = list({verify.latex(f): f for f in formulas.values()}.values())
@@ -124,7 +134,7 @@ class Claim:
             "evidence": self.evidence,
             "counterexample": first and first["counterexample"],
             "falsifier": next((e["falsifier"] for e in self.evidence), None),
-            "trust": "; ".join(dict.fromkeys(e["trust"] for e in self.evidence)) or None,
+            "trust": "; ".join(dict.fromkeys(trust)) or None,
             "mutants_total": sum(e["mutants_total"] for e in self.evidence),
             "mutants_killed": sum(e["mutants_killed"] for e in self.evidence),
         }

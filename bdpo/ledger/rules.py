@@ -3,6 +3,7 @@
 Each piece of evidence has a *role* and belongs to a *reading* of the statement:
 
 ``printed``        the statement as the paper prints it, in that reading
+``step``           a line of our proof of a printed statement that no single check decides; prose puts them together
 ``under``          the statement under a condition that the paper does not ask for
 ``corrected``      a repaired formula that the paper's own use of it still needs
 ``conclusion``     what the paper concludes from the statement, checked on the repaired one
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-ROLES = ("printed", "under", "corrected", "conclusion", "sharp", "well-posed", "reproduction")
+ROLES = ("printed", "step", "under", "corrected", "conclusion", "sharp", "well-posed", "reproduction")
 VERDICTS = (
     "holds",
     "holds-with-condition",
@@ -71,7 +72,9 @@ def reading_verdict(evidence: Iterable[Mapping[str, Any]]) -> str:
             if rescued and by_role[role] and all(map(established, by_role[role])):
                 return verdict
         return "refuted"
-    if any(map(established, printed)) and all(e["passed"] for e in printed):
+    steps = by_role["step"]
+    proved = any(map(established, printed)) or (steps and all(map(established, steps)))
+    if printed and proved and all(e["passed"] for e in printed):
         return "holds"
     if measured:
         return _reproduction(measured)
