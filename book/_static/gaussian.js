@@ -115,7 +115,7 @@
   ])
     PANELS[panel] = { mu_p, mu_q, sigma_p: 10, sigma_q: 10, sampling, reference: "none" };
 
-  const [WIDTH, HEIGHT, LEFT, TOP, BOTTOM] = [640, 230, 34, 26, 36];
+  const [WIDTH, HEIGHT, LEFT, TOP, BOTTOM] = [640, 236, 34, 26, 42];
   const atX = (y) => LEFT + (y / 99) * (WIDTH - LEFT - 8);
   const atY = (v) => TOP + ((1 - v) / 2) * (HEIGHT - TOP - BOTTOM);
   const largest = (values) => Math.max(...values.map(Math.abs)) || 1;
@@ -163,8 +163,8 @@
       svg.append(element("svg:text", { x: LEFT - 6, y: atY(v) + 4, "text-anchor": "end" }, `${v}`.replace("-", "−")));
     }
     for (const y of [0, 20, 40, 60, 80, 99])
-      svg.append(element("svg:text", { x: atX(y), y: HEIGHT - 18, "text-anchor": "middle" }, String(y)));
-    svg.append(element("svg:text", { x: atX(99), y: HEIGHT - 2, "text-anchor": "end" }, "response y"));
+      svg.append(element("svg:text", { x: atX(y), y: HEIGHT - 24, "text-anchor": "middle" }, String(y)));
+    svg.append(element("svg:text", { x: atX(99), y: HEIGHT - 6, "text-anchor": "end" }, "response y"));
     names.forEach((name, k) => {
       const { words, stroke, dash } = LINES[name];
       const scale = largest(found[name]);
@@ -172,8 +172,8 @@
       const look = { fill: "none", stroke, "stroke-width": 2.2, "stroke-dasharray": dash };
       svg.append(element("svg:polyline", { points, ...look, "data-curve": name }));
       const x = LEFT + 170 * k;
-      svg.append(element("svg:line", { x1: x, x2: x + 34, y1: HEIGHT - 6, y2: HEIGHT - 6, ...look }));
-      svg.append(element("svg:text", { x: x + 40, y: HEIGHT - 2 }, words));
+      svg.append(element("svg:line", { x1: x, x2: x + 34, y1: HEIGHT - 10, y2: HEIGHT - 10, ...look }));
+      svg.append(element("svg:text", { x: x + 40, y: HEIGHT - 6 }, words));
     });
     return [element("p", {}, title), svg];
   }
