@@ -50,6 +50,12 @@ def test_every_refutation_has_a_counterexample_in_exact_numbers(collected):
             assert not any(set(value) & set(".e") for value in row["counterexample"].values()), row["counterexample"]
 
 
+def test_beside_every_refutation_stands_a_statement_that_passes(collected):
+    for row in collected["claims"]:
+        if row["verdict"] == "refuted":
+            assert any(evidence["passed"] for evidence in row["evidence"]), row["id"]
+
+
 def test_every_ruled_row_says_where_it_was_ruled_and_how_it_could_fall(collected):
     for row in collected["claims"]:
         if row["verdict"] != "open":
