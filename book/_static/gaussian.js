@@ -78,6 +78,7 @@
     .gaussian-explorer p { margin: 0.6rem 0 0; font-size: 0.92rem; }
     .gaussian-explorer svg { display: block; width: 100%; height: auto; color: inherit; }
     .gaussian-explorer svg text { fill: currentColor; font-size: 13px; }
+    @media (width < 600px) { .gaussian-explorer svg text { font-size: 19px; } }
     .gaussian-explorer .numbers { overflow-x: auto; margin-top: 0.6rem; }
     .gaussian-explorer table { border-collapse: collapse; width: 100%; font-size: 0.9rem; }
     .gaussian-explorer :is(th, td) {
@@ -171,7 +172,7 @@
       const points = found[name].map((v, y) => `${atX(y).toFixed(1)},${atY(v / scale).toFixed(1)}`).join(" ");
       const look = { fill: "none", stroke, "stroke-width": 2.2, "stroke-dasharray": dash };
       svg.append(element("svg:polyline", { points, ...look, "data-curve": name }));
-      const x = LEFT + 170 * k;
+      const x = LEFT + 190 * k;
       svg.append(element("svg:line", { x1: x, x2: x + 34, y1: HEIGHT - 10, y2: HEIGHT - 10, ...look }));
       svg.append(element("svg:text", { x: x + 40, y: HEIGHT - 6 }, words));
     });
