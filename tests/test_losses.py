@@ -522,7 +522,7 @@ def test_bdpo_value_depends_on_the_policy_through_one_ratio(x, beta, scale):
     w, lose, rw, rlose = x
     value = LOSSES["bdpo"](w, lose, rw, rlose, beta=beta)
     close(LOSSES["bdpo"](scale * w, scale * lose, rw, rlose, beta=beta), value)
-    bound = math.log1p(math.exp(max(beta * rw.item(), -700.0)))  # since the margin is at most |log π_ref(y_w)|
+    bound = math.log1p(math.exp(beta * rw.item()))  # since the margin is at most |log π_ref(y_w)|
     assert value >= bound * (1 - RELATIVE)
 
 
