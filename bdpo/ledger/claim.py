@@ -198,18 +198,28 @@ def badge(name: str) -> str:
     return f'<span class="badge badge-{name}">{_BADGE[name]}</span>'
 
 
+def several_formulas(row: Mapping[str, Any]) -> bool:
+    """Whether the readings of a row have formulas of their own, which then stand beside them."""
+    return len({reading["latex"] for reading in row["readings"]}) > 1
+
+
+def readings(row: Mapping[str, Any]) -> str:
+    """HTML of the readings of a row, each with its verdict, and with its formula where it has one of its own."""
+    own = several_formulas(row)
+    items = "".join(
+        f"<li>{prose(r['name'])}: {math(r['latex']) if own and r['latex'] else ''} {badge(r['verdict'])}</li>"
+        for r in row["readings"]
+    )
+    return f'<ul class="claim-reading">{items}</ul>'
+
+
 def findings(row: Mapping[str, Any]) -> str:
-    """HTML of what a row found: formula, readings with their verdicts, counterexample, what survives."""
+    """HTML of what a row found: formulas, readings with their verdicts, counterexample, what survives."""
     parts = []
-    several = len({r["latex"] for r in row["readings"]}) > 1  # then each formula stands beside its reading
-    if row["latex"] and not several:
+    if row["latex"] and not several_formulas(row):
         parts.append(f'<div class="claim-formula">{math(row["latex"], display=True)}</div>')
     if len(row["readings"]) > 1:
-        items = "".join(
-            f"<li>{prose(r['name'])}: {math(r['latex']) if several and r['latex'] else ''} {badge(r['verdict'])}</li>"
-            for r in row["readings"]
-        )
-        parts.append(f'<ul class="claim-reading">{items}</ul>')
+        parts.append(readings(row))
     if row["counterexample"]:
         found = numbers(row["counterexample"])
         parts.append(f'<p class="claim-counterexample"><strong>Counterexample.</strong> {found}</p>')

@@ -30,6 +30,7 @@ from sphinx_proof.nodes import NODE_TYPES
 
 from bdpo.ledger import MIME, VERDICTS
 from bdpo.ledger.claim import badge as badge_html
+from bdpo.ledger.claim import readings, several_formulas
 
 logger = logging.getLogger(__name__)
 
@@ -172,8 +173,11 @@ class ClaimDirective(SphinxDirective):
         body = nodes.section(classes=[f"{kind}-content"], ids=[f"{claim}-statement"])
         body.document = self.state.document
         self.state.nested_parse(StringList(row["statement"].splitlines(), self.arguments[0]), self.content_offset, body)
-        for latex in formulas(row):
-            body += nodes.math_block(latex, latex, nowrap=False, number=None, label=None, docname=self.env.docname)
+        if several_formulas(row):
+            body += nodes.raw("", readings(row), format="html")
+        else:
+            for latex in formulas(row):
+                body += nodes.math_block(latex, latex, nowrap=False, number=None, label=None, docname=self.env.docname)
         if row["verdict"] == "open":
             body += nodes.paragraph("", "Not ruled on yet: no chapter checks this statement.", classes=["claim-open"])
         box = NODE_TYPES["theorem"]("", title, body, ids=[claim], classes=["proof", kind], title=where, **entry)
