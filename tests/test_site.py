@@ -410,7 +410,9 @@ GOOD = """<!doctype html><html lang="en"><title>Good</title><main><h1>Good</h1><
 <span class="math"><mjx-container></mjx-container></span><img src="data:," alt="A falling curve"></main></html>"""
 
 
-@pytest.mark.parametrize("check", list(dict.fromkeys(check for check, _ in BAD.values())), ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check", list(dict.fromkeys(check for check, _ in BAD.values())), ids=lambda check: check.__name__
+)
 def test_checker_accepts(browser, check):
     tab = browser.new_page()
     tab.set_content(GOOD)
