@@ -9,7 +9,7 @@ import pytest
 from bdpo import ledger
 
 CLAIMS = Path(__file__).parents[1] / "_build" / "claims.json"
-LATER = {"tab-1", "tab-2", "tab-3", "fig-2", "eq-33", "eq-34"} | {
+LATER = {"tab-1", "tab-2", "tab-3", "fig-2"} | {
     f"txt-{name}" for name in ("most-beat-baseline", "v1-beats-v2", "mask-harmless", "symm-unstable", "toy-no-ood")
 }  # the experiments of Section 6, which this version does not run
 
