@@ -56,13 +56,15 @@ $(READY):
 	@rm -f $(VENV)/half-made && touch $@
 
 # setuptools builds the package and is needed by torch; pip freeze leaves it out unless asked. The other edits: any
-# build of torch will do, and what only some systems need carries a marker.
+# build of torch will do, what only some systems need carries a marker, and triton (asked for by liger-kernel) is left
+# to torch, whose CUDA builds fix its version.
 lock:
 	@{ echo '# Every version that the book was built with, written by make lock on Python 3.11, the oldest supported.'; \
 	  echo '# A CUDA build of torch brings its own libraries, at versions that torch fixes.'; \
-	  { $(PIP) freeze --all --exclude bdpo --exclude pip; \
+	  { $(PIP) freeze --all --exclude bdpo --exclude pip --exclude triton; \
 	    echo 'appnope==0.1.4 ; sys_platform == "darwin"'; echo 'colorama==0.4.6 ; sys_platform == "win32"'; } \
 	  | sed -E -e 's/^(torch==[0-9.]+)\+.*/\1/' -e 's/^(pexpect|ptyprocess)==.*/& ; sys_platform != "win32"/' \
+	    -e 's/^liger_kernel==.*/& ; sys_platform == "linux"/' \
 	  | LC_ALL=C sort --ignore-case; } > requirements.lock.new && mv requirements.lock.new requirements.lock
 
 clean:

@@ -22,8 +22,8 @@ from bdpo import publish
 # Ground floor first: a room imports only what stands before it. Rooms of one row do not know each other.
 FLOORS = [
     ["bdpo"],
-    ["bdpo.parameters", "bdpo.losses"],
-    ["bdpo.imbalance"],
+    ["bdpo.parameters", "bdpo.losses", "bdpo.logps", "bdpo.results"],
+    ["bdpo.imbalance", "bdpo.conventions"],
     ["bdpo.dynamics"],
     ["bdpo.worlds", "bdpo.gaussian"],
     ["bdpo.laws", "bdpo.gaussian"],
@@ -118,6 +118,8 @@ def test_lock_is_complete(lock: dict[str, Requirement]) -> None:
             continue
         for line in metadata.requires(name) or []:
             needed = Requirement(line)
+            if needed.name == "triton":  # its version is fixed by the CUDA builds of torch
+                continue
             if needed.marker is None or needed.marker.evaluate({"extra": ""}):
                 assert canonicalize_name(needed.name) in lock, f"{name} needs {line}"
 
