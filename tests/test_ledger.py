@@ -123,6 +123,31 @@ def test_measurements_that_disagree_are_a_partial_reproduction():
     assert verdict(runs)[0] == "partly-reproduced"
 
 
+def not_run(reading="as in the paper"):
+    return evidence(None, "measurement", "not-run", reading, killed=0, total=0)
+
+
+def test_what_was_not_run_is_neither_reproduced_nor_refuted():
+    measured = {p: evidence(p, "measurement", "reproduction", "elsewhere") for p in (True, False, None)}
+    assert verdict([not_run()]) == ("not-run", {"as in the paper": "not-run"})
+    assert verdict([not_run(), measured[True]])[0] == "partly-reproduced"
+    assert verdict([not_run(), measured[False]])[0] == "not-run"
+    assert verdict([not_run(), measured[None]])[0] == "open"
+
+
+def test_a_measurement_in_the_reading_that_was_not_run_decides_it():
+    assert reading_verdict([not_run(), evidence(False, "measurement", "reproduction")]) == "not-reproduced"
+    assert reading_verdict([not_run(), evidence(True, "search")]) == "open"
+
+
+def test_a_claim_says_what_was_not_run():
+    row = ledger.claim("tab-2").not_run("a 7B model", "as in the paper").row()
+    assert row["verdict"] == "not-run"
+    assert row["readings"] == [{"name": "as in the paper", "verdict": "not-run", "latex": None}]
+    assert row["trust"] is None
+    assert "a 7B model" in ledger.card(row)
+
+
 def test_every_combination_of_two_pieces_of_evidence_has_a_known_verdict():
     pieces = [
         evidence(p, s, r, q)

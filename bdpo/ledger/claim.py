@@ -110,6 +110,21 @@ class Claim:
         """Attach a measurement of what the paper reports."""
         return self._attach("reproduction", evidence, reading, None)
 
+    def not_run(self, words: str, reading: str) -> Claim:
+        """Say that the experiment which ``reading`` asks for was not made, and in ``words`` what it would take."""
+        nothing = verify.Evidence(
+            method="not run",
+            statement=reading,
+            passed=None,
+            strength="measurement",
+            domain=words,
+            tolerance="none",
+            falsifier="the experiment itself",
+            trust="nothing: it was not run",
+            mutants=[],
+        )
+        return self._attach("not-run", nothing, reading, words)
+
     @property
     def verdict(self) -> str:
         return verdict(self.evidence)[0]
@@ -119,7 +134,7 @@ class Claim:
         overall, readings = verdict(self.evidence)
         first = next((e for e in self.evidence if e["role"] in ("printed", "well-posed") and e["counterexample"]), None)
         better = next((e for role in ("corrected", "under", "sharp") for e in self.evidence if e["role"] == role), None)
-        trust = [e["trust"] for e in self.evidence]
+        trust = [e["trust"] for e in self.evidence if e["role"] != "not-run"]
         if any(e["role"] == "step" for e in self.evidence):
             trust.append("the steps of the proof are put together in prose")
         formulas = self.formula

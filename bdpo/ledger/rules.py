@@ -10,6 +10,7 @@ Each piece of evidence has a *role* and belongs to a *reading* of the statement:
 ``sharp``          a true statement worth having instead; it never rescues a refuted one
 ``well-posed``     whether equally consistent readings agree; a counterexample makes the statement ill-defined
 ``reproduction``   a measurement compared with what the paper reports
+``not-run``        an experiment that the reading asks for and that nobody made; it stands alone in its reading
 
 Evidence counts only if it was shown able to fail. What passed nothing but a search establishes nothing.
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-ROLES = ("printed", "step", "under", "corrected", "conclusion", "sharp", "well-posed", "reproduction")
+ROLES = ("printed", "step", "under", "corrected", "conclusion", "sharp", "well-posed", "reproduction", "not-run")
 VERDICTS = (
     "holds",
     "holds-with-condition",
@@ -37,6 +38,8 @@ AS_PRINTED = "as printed"
 
 def sound(evidence: Mapping[str, Any]) -> bool:
     """Whether the check was shown able to fail (a failed check: at least one mutant killed; else: all of them)."""
+    if evidence["role"] == "not-run":
+        return True  # no check: it claims nothing
     needed = 1 if evidence["passed"] is False else max(evidence["mutants_total"], 1)
     return evidence["mutants_killed"] >= needed
 
@@ -78,14 +81,16 @@ def reading_verdict(evidence: Iterable[Mapping[str, Any]]) -> str:
         return "holds"
     if measured:
         return _reproduction(measured)
-    return "open"
+    return "not-run" if by_role["not-run"] and not any(by_role[r] for r in ROLES if r != "not-run") else "open"
 
 
 def verdict(evidence: Iterable[Mapping[str, Any]]) -> tuple[str, dict[str, str]]:
     """Verdict of a statement, and of each of its readings.
 
     Readings that agree give their common verdict. If some readings survive and others are refuted, the statement holds
-    with the condition that it be read so. One open reading leaves the statement open.
+    with the condition that it be read so. One open reading leaves the statement open. A reading that was not run keeps
+    a statement from being reproduced as a whole, and also from not being reproduced: what failed elsewhere is no
+    failure of it.
     """
     items = list(evidence)
     posed = [e for e in items if e["role"] == "well-posed"]
@@ -101,6 +106,8 @@ def verdict(evidence: Iterable[Mapping[str, Any]]) -> tuple[str, dict[str, str]]
     found = set(readings.values())
     if len(found) == 1:
         return found.pop(), readings
+    if "not-run" in found:
+        return ("partly-reproduced" if found & {"reproduced", "partly-reproduced"} else "not-run"), readings
     if found <= {"reproduced", "partly-reproduced", "not-reproduced"}:
         return "partly-reproduced", readings
     if "refuted" in found or "not-reproduced" in found:
