@@ -1,7 +1,5 @@
-r"""The six preference losses of the paper, as pure functions of four log-prob tensors.
+r"""The six objectives that the paper compares.
 
-One convention holds throughout. A log-prob is the *sum* of the log-probs of a response's tokens given the prompt, not
-their mean; :math:`\beta` multiplies the margin of log-ratios; a loss is returned for every pair, not yet averaged.
 With policy :math:`\pi`, reference :math:`\pi_{\mathrm{ref}}`, winner :math:`y_w` and loser :math:`y_l`, all six are
 
 .. math:: \mathcal{L} = -\log\sigma(\beta\,m), \qquad
@@ -17,33 +15,17 @@ log-prob is then never positive and that of the loser's never negative, and thei
 :math:`\lambda` says. ``False`` differentiates the formula as it stands. What this does to each loss is said in its
 docstring and checked in ``tests/test_losses.py``.
 
-**Accuracy.** In float64, for log-probs from -2000 to -1e-9, :math:`\beta` from 1e-3 to 10 and ``clip`` up to 1e4,
-value and gradients have a relative error below 1e-8, down to where float64 underflows (some 1e-307). One exception:
-with ``detach_lambda=False`` the gradients of v2 are sums of terms of either sign, and the error is relative to the sum
-of their sizes. float16 and bfloat16 are computed in float32 and returned in the dtype they came in.
-
-**Input.** Log-probs are finite and at most 0. Minus infinity is refused: a response of probability zero has an
-infinite margin, hence a loss of 0 or infinity, or NaN where two infinities meet, and comes in practice from a wrong
-label mask. Values are looked at in eager mode and under ``torch.func``, which costs a GPU one synchronisation; under
-``torch.compile``, where a look would break the graph, only types, shapes and settings are.
-
-Nothing is detached but :math:`\lambda` and the term that Eq 25 detaches: compute the reference's log-probs under
-``torch.no_grad()``.
+Nothing is detached but :math:`\lambda` and the term that Eq 25 detaches.
 
 Source: arXiv:2502.20847v1, Eq 1 and Section 5 (Eqs 25-29); defaults from its Appendix B, the synthetic experiment.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-_ARGUMENTS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
+from bdpo.losses._common import PAIR, check_settings, minus_log_sigmoid, read
 
 
 def dpo(
@@ -88,12 +70,12 @@ def dpo(
     -----
     Source: Eq 1 of arXiv:2502.20847v1, without the expectation.
     """
-    _check_settings(beta=beta, detach_lambda=detach_lambda)
-    win, lose, ref_win, ref_lose = _read(
-        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    check_settings(beta=beta, detach_lambda=detach_lambda)
+    win, lose, ref_win, ref_lose = read(
+        PAIR, policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     margin = (win - ref_win) - (lose - ref_lose)
-    return _minus_log_sigmoid(beta * margin, policy_chosen_logps.dtype)
+    return minus_log_sigmoid(beta * margin, policy_chosen_logps.dtype)
 
 
 def nbdpo_asym(
@@ -143,13 +125,13 @@ def nbdpo_asym(
 
     Source: Eqs 25 and 26 of arXiv:2502.20847v1 with :math:`\Delta\lambda_{\min} = 0`.
     """
-    _check_settings(beta=beta, clip=clip, detach_lambda=detach_lambda)
-    win, lose, ref_win, ref_lose = _read(
-        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    check_settings(beta=beta, clip=clip, detach_lambda=detach_lambda)
+    win, lose, ref_win, ref_lose = read(
+        PAIR, policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     lam = _imbalance_ratio(win, lose, 0.0, clip, detach_lambda)
     margin = (win - ref_win) - (lose - ref_lose) + (lam - 1) * (win - win.detach())
-    return _minus_log_sigmoid(beta * margin, policy_chosen_logps.dtype)
+    return minus_log_sigmoid(beta * margin, policy_chosen_logps.dtype)
 
 
 def nbdpo_sym(
@@ -186,13 +168,13 @@ def nbdpo_sym(
     -----
     Source: Eqs 25 and 26 of arXiv:2502.20847v1.
     """
-    _check_settings(beta=beta, clip=clip, detach_lambda=detach_lambda)
-    win, lose, ref_win, ref_lose = _read(
-        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    check_settings(beta=beta, clip=clip, detach_lambda=detach_lambda)
+    win, lose, ref_win, ref_lose = read(
+        PAIR, policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     lam = _imbalance_ratio(win, lose, -clip / (1 + clip), clip, detach_lambda)
     margin = (win - ref_win) - (lose - ref_lose) + (lam - 1) * (win - win.detach())
-    return _minus_log_sigmoid(beta * margin, policy_chosen_logps.dtype)
+    return minus_log_sigmoid(beta * margin, policy_chosen_logps.dtype)
 
 
 def nbdpo_v2_asym(
@@ -238,13 +220,13 @@ def nbdpo_v2_asym(
 
     Source: Eqs 26 and 27 of arXiv:2502.20847v1 with :math:`\Delta\lambda_{\min} = 0`.
     """
-    _check_settings(beta=beta, clip=clip, detach_lambda=detach_lambda)
-    win, lose, ref_win, ref_lose = _read(
-        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    check_settings(beta=beta, clip=clip, detach_lambda=detach_lambda)
+    win, lose, ref_win, ref_lose = read(
+        PAIR, policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     lam = _imbalance_ratio(win, lose, 0.0, clip, detach_lambda)
     margin = lam * (win - ref_win) - (lose - ref_lose)
-    return _minus_log_sigmoid(beta * margin, policy_chosen_logps.dtype)
+    return minus_log_sigmoid(beta * margin, policy_chosen_logps.dtype)
 
 
 def nbdpo_v2_sym(
@@ -281,13 +263,13 @@ def nbdpo_v2_sym(
     -----
     Source: Eqs 26 and 27 of arXiv:2502.20847v1.
     """
-    _check_settings(beta=beta, clip=clip, detach_lambda=detach_lambda)
-    win, lose, ref_win, ref_lose = _read(
-        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    check_settings(beta=beta, clip=clip, detach_lambda=detach_lambda)
+    win, lose, ref_win, ref_lose = read(
+        PAIR, policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     lam = _imbalance_ratio(win, lose, -clip / (1 + clip), clip, detach_lambda)
     margin = lam * (win - ref_win) - (lose - ref_lose)
-    return _minus_log_sigmoid(beta * margin, policy_chosen_logps.dtype)
+    return minus_log_sigmoid(beta * margin, policy_chosen_logps.dtype)
 
 
 def bdpo(
@@ -338,9 +320,9 @@ def bdpo(
 
     Source: Eqs 28 and 29 of arXiv:2502.20847v1.
     """
-    _check_settings(beta=beta, detach_lambda=detach_lambda)
-    win, lose, ref_win, ref_lose = _read(
-        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    check_settings(beta=beta, detach_lambda=detach_lambda)
+    win, lose, ref_win, ref_lose = read(
+        PAIR, policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
     lam_win, lam_lose = _shares(win, lose)
     margin = lam_win.detach() * (win - ref_win) - lam_lose.detach() * (lose - ref_lose)
@@ -349,24 +331,7 @@ def bdpo(
         # nearly equal numbers when the policy's log-probs are far from the reference's; this has terms of one sign.
         short = lam_lose * ref_lose - lam_win * ref_win
         margin = margin.detach() + (short - short.detach())
-    return _minus_log_sigmoid(beta * margin, policy_chosen_logps.dtype)
-
-
-#: The losses by name, called as ``LOSSES[name](policy_chosen_logps, policy_rejected_logps, ref_chosen_logps,
-#: ref_rejected_logps, beta=...)``, and ``clip=...`` for the four whose name begins with ``nbdpo``.
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "dpo": dpo,
-    "nbdpo_asym": nbdpo_asym,
-    "nbdpo_sym": nbdpo_sym,
-    "nbdpo_v2_asym": nbdpo_v2_asym,
-    "nbdpo_v2_sym": nbdpo_v2_sym,
-    "bdpo": bdpo,
-}
-
-
-def _minus_log_sigmoid(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``-log(sigmoid(x))``, which is accurate for large x only if the sigmoid is never formed."""
-    return -logsigmoid(x).to(dtype)
+    return minus_log_sigmoid(beta * margin, policy_chosen_logps.dtype)
 
 
 def _imbalance_ratio(win: Tensor, lose: Tensor, low: float, high: float, detach: bool) -> Tensor:
@@ -387,70 +352,3 @@ def _shares(win: Tensor, lose: Tensor) -> tuple[Tensor, Tensor]:
     ratio = torch.where(certain, 1, nearer / torch.where(certain, 1, farther))
     smaller, larger = ratio / (1 + ratio), 1 / (1 + ratio)
     return torch.where(winner_nearer, larger, smaller), torch.where(winner_nearer, smaller, larger)
-
-
-def _check_settings(*, beta: float, detach_lambda: bool, clip: float = 0.0) -> None:
-    """Refuse a setting of the wrong type or outside its range."""
-    for name, value in (("beta", beta), ("clip", clip)):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} = {value!r}: it must be a number, not a {type(value).__name__}; pass a float")
-    if not 0 < beta < math.inf:
-        raise ValueError(f"beta = {beta!r}: it must be finite and above 0; 0.1 is customary for language models")
-    if not 0 <= clip < math.inf:
-        raise ValueError(f"clip = {clip!r}: it must be finite and at least 0; 0 gives DPO, the paper uses 0.3 and 0.5")
-    if not isinstance(detach_lambda, bool):
-        raise TypeError(f"detach_lambda = {detach_lambda!r}: it must be True or False")
-
-
-def _read(*logps: Tensor) -> tuple[Tensor, ...]:
-    """The four log-prob tensors, checked, in the dtype to compute in: their own, or float32 if that is wider."""
-    for name, x in zip(_ARGUMENTS, logps, strict=True):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} is a {type(x).__name__}: it must be a tensor; wrap it in torch.as_tensor")
-        if not x.is_floating_point():
-            raise TypeError(f"{name} has dtype {x.dtype}: log-probs are floating-point; convert them with .float()")
-    if len({x.dtype for x in logps}) > 1:
-        raise TypeError(f"{_list(logps, 'dtype')}: the dtypes must agree; convert with .to(torch.float32)")
-    if len({x.device for x in logps}) > 1:
-        raise ValueError(f"{_list(logps, 'device')}: the devices must agree; move the tensors with .to(device)")
-    try:
-        torch.broadcast_shapes(*(x.shape for x in logps))
-    except RuntimeError as error:
-        raise ValueError(f"{_list(logps, 'shape')}: the shapes must broadcast; give one log-prob a pair") from error
-    if logps[0].dtype.itemsize < 4:
-        logps = tuple(x.float() for x in logps)
-    if not torch.compiler.is_compiling():
-        _Look.apply(*(x.detach() for x in logps))
-    return logps
-
-
-def _list(logps: tuple[Tensor, ...], what: str) -> str:
-    """``name has what`` for the four tensors, for a message."""
-    return ", ".join(f"{name} has {what} {getattr(x, what)}" for name, x in zip(_ARGUMENTS, logps, strict=True))
-
-
-class _Look(torch.autograd.Function):
-    """A look at the values of the four tensors.
-
-    Under ``torch.func.vmap`` a tensor cannot decide an ``if``. An autograd function can say there what it does with
-    the batch as a whole: here the same, look at all of it.
-    """
-
-    @staticmethod
-    def forward(*logps: Tensor) -> Tensor:
-        fine = [(x <= 0) & (x > -math.inf) for x in logps]  # false for NaN
-        if not torch.stack([f.all() for f in fine]).all():
-            name, x, f = next((n, x, f) for n, x, f in zip(_ARGUMENTS, logps, fine, strict=True) if not f.all())
-            raise ValueError(
-                f"{name} contains {x[~f][0].item()}: a log-prob is finite and at most 0; pass sums of token log-probs,"
-                " not probabilities or logits, and for -inf or NaN look for a wrong label mask or an overflow"
-            )
-        return torch.empty(0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Nothing is differentiated, so nothing is kept."""
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *logps: Tensor) -> tuple[Tensor, None]:
-        return _Look.apply(*logps), None
