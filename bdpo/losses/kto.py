@@ -65,7 +65,7 @@ def kto(
         ("policy_logps", "ref_logps", "desirable", "kl"), policy_logps, ref_logps, desirable, kl
     )
     gain = beta * ((policy - ref) - kl.detach())
-    weight = torch.where(desirable, desirable_weight, undesirable_weight).to(gain.dtype)
+    weight = torch.where(desirable, desirable_weight, torch.full_like(gain, undesirable_weight))  # not in float32
     return (weight * logsigmoid(torch.where(desirable, -gain, gain)).exp()).to(policy_logps.dtype)
 
 
