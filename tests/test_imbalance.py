@@ -4,7 +4,9 @@ import math
 from fractions import Fraction
 
 import pytest
+import sympy as sp
 import torch
+from flint import arb, fmpq
 
 from bdpo import imbalance, losses
 
@@ -209,3 +211,173 @@ def test_more_than_all_of_the_probability():
 def test_mean_of_no_pairs():
     with pytest.raises(ValueError, match="no pair"):
         imbalance.mean_log_ratio(*[torch.zeros(0)] * 4)
+
+
+# ---------------------------------------------------------------- closed forms of every pair loss
+
+SWITCHES = [
+    (name, {switch: value})
+    for name in losses.PAIRS
+    for switch in ([s for s in ("detach_lambda", "detach_kl") if s in losses.LOSSES[name].settings] or [None])
+    for value in ((True, False) if switch else (None,))
+]
+CASES = [(name, {k: v for k, v in options.items() if k}) for name, options in SWITCHES]
+every_loss = pytest.mark.parametrize(
+    ("name", "options"), CASES, ids=lambda x: x if isinstance(x, str) else "-".join(f"{k}={v}" for k, v in x.items())
+)
+
+
+def batch(name, *, size=64, spread=8.0, seed=0):
+    """Random arguments of a pair loss, in the order that it takes them."""
+    draw = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(4, size, generator=draw, dtype=torch.float64)
+    made = dict(zip(losses.LOSSES["dpo"].needs, -spread * uniform - 0.01, strict=True))
+    made |= {need: torch.randint(1, 6, (size,), generator=draw) for need in ("chosen_lengths", "rejected_lengths")}
+    made |= {"margin_mean": torch.tensor(0.25, dtype=torch.float64), "margin_std": torch.tensor(1.5).double()}
+    return [made[need] for need in losses.LOSSES[name].needs]
+
+
+def worst(found, expected):
+    """Largest difference, relative to the larger of the two sizes."""
+    pairs = zip(found, expected, strict=True)
+    return max(float(((a - b).abs() / torch.maximum(a.abs(), b.abs()).clamp(min=1e-300)).max()) for a, b in pairs)
+
+
+def test_there_is_a_closed_form_for_each_pair_loss_and_no_other():
+    assert tuple(imbalance.CLOSED) == losses.PAIRS
+
+
+@every_loss
+@pytest.mark.parametrize("spread", [0.5, 8.0, 200.0])
+def test_closed_form_is_the_automatic_gradient(name, options, spread):
+    data = batch(name, spread=spread)
+    automatic = imbalance.gradient(losses.LOSSES[name], *data, **options)
+    assert all(bool((g != 0).any()) for g in automatic)
+    assert worst(imbalance.closed(name, *data, **options), automatic) < 1e-10
+
+
+@every_loss
+@pytest.mark.parametrize("coordinate", ["probability", "logit"])
+def test_closed_form_converts_to_the_automatic_gradient_in_other_coordinates(name, options, coordinate):
+    data = batch(name)
+    room = (data[0].exp() + data[1].exp() < 0.95).nonzero().flatten()
+    assert len(room) > 10
+    data = [x[room] if x.dim() else x for x in data]
+    automatic = imbalance.gradient(losses.LOSSES[name], *data, coordinate=coordinate, **options)
+    g = imbalance.closed(name, *data, **options)
+    assert worst(imbalance.convert(*g, data[0].exp(), data[1].exp(), coordinate), automatic) < 1e-10
+
+
+@every_loss
+def test_closed_form_at_settings_that_are_no_defaults(name, options):
+    numbers = {k: 0.37 for k, v in losses.LOSSES[name].settings.items() if not isinstance(v, bool)}
+    data = batch(name, seed=1)
+    automatic = imbalance.gradient(losses.LOSSES[name], *data, **options, **numbers)
+    assert worst(imbalance.closed(name, *data, **options, **numbers), automatic) < 1e-10
+    assert worst(imbalance.closed(name, *data, **options), automatic) > 1e-3  # the settings matter
+
+
+@every_loss
+def test_closed_form_of_one_pair_is_the_same_for_tensors_enclosures_and_sympy(name, options):
+    data = [torch.as_tensor(x).flatten()[:1] for x in batch(name, seed=2)]
+    exact = [Fraction(float(x)) for x in data]
+    tensors = imbalance.closed(name, *data, **options)
+    balls = imbalance.closed(name, *(arb(fmpq(x.numerator, x.denominator)) for x in exact), **options)
+    formulas = imbalance.closed(name, *(sp.Rational(x.numerator, x.denominator) for x in exact), **options)
+    for tensor, ball, formula in zip(tensors, balls, formulas, strict=True):
+        assert float(ball) == pytest.approx(float(tensor), rel=1e-12)
+        assert float(formula) == pytest.approx(float(tensor), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", losses.PAIRS)
+@pytest.mark.parametrize(
+    "wrong",
+    {
+        "winner and loser swapped": lambda a, b: (b, a),
+        "signs": lambda a, b: (-a, -b),
+        "halved": lambda a, b: (a / 2, b / 2),
+        "the winner's counted for both": lambda a, b: (a, -1.01 * a),
+        "the loser forgotten": lambda a, b: (a, 0 * b),
+        "one in a million off": lambda a, b: (a * (1 + 1e-6), b),
+    }.items(),
+    ids=lambda x: x[0],
+)
+def test_wrong_closed_forms_disagree(name, wrong):
+    data = batch(name)
+    automatic = imbalance.gradient(losses.LOSSES[name], *data)
+    assert worst(wrong[1](*imbalance.closed(name, *data)), automatic) > 1e-10
+
+
+def test_extreme_log_probs_do_not_overflow_a_closed_form():
+    for name in losses.PAIRS:
+        data = batch(name, spread=1e5)
+        assert all(bool(g.isfinite().all()) for g in imbalance.closed(name, *data)), name
+
+
+def test_whole_numbers_as_lengths_cost_no_digits():
+    data = batch("simpo")
+    floats = [x.double() for x in data]
+    for whole, real in zip(imbalance.closed("simpo", *data), imbalance.closed("simpo", *floats), strict=True):
+        assert torch.equal(whole, real)
+
+
+def test_wrong_calls_of_a_closed_form():
+    with pytest.raises(ValueError, match=r"no pair loss 'kto'; there are dpo"):
+        imbalance.closed("kto")
+    with pytest.raises(ValueError, match=r"cpo takes 2 arguments, policy_chosen_logps, policy_rejected_logps; got 4"):
+        imbalance.closed("cpo", *batch("dpo"))
+    with pytest.raises(TypeError, match=r"dpo has no setting 'gamma'; it has beta"):
+        imbalance.closed("dpo", *batch("dpo"), gamma=1.0)
+
+
+# ---------------------------------------------------------------- which loss is balanced where
+
+IN_LOG = {
+    **dict.fromkeys(("dpo", "ipo", "beta_dpo", "robust_dpo", "conservative_dpo", "hinge"), "balanced"),
+    **dict.fromkeys(("cpo", "slic", "dpo_sft"), "positively imbalanced"),
+}
+
+
+@pytest.mark.parametrize("coordinate", imbalance.COORDINATES)
+@pytest.mark.parametrize("name", losses.PAIRS)
+def test_balance_of_each_loss(name, coordinate):
+    found = imbalance.balance(name, coordinate)
+    assert found.established
+    assert found.kind == ("depends" if coordinate == "probability" else IN_LOG.get(name, "depends"))
+    for word, world in found.witnesses.items():  # a second route: automatic differentiation at the witness
+        logs_first = [n.removesuffix("_logps") for n in losses.LOSSES[name].needs]
+        keys = ["winner", "loser", *logs_first[2:]]
+        value = {k: torch.tensor(float(x), dtype=torch.float64) for k, x in world.items()}
+        data = [
+            value[k].log() if n.endswith("_logps") else value[k]
+            for k, n in zip(keys, losses.LOSSES[name].needs, strict=True)
+        ]
+        winner, loser = (float(g) for g in imbalance.gradient(losses.LOSSES[name], *data, coordinate=coordinate))
+        if word == "balanced":
+            assert winner + loser == pytest.approx(0, abs=1e-12)
+        else:
+            assert imbalance.category(winner, loser) == word
+            assert abs(winner + loser) > 1e-9
+
+
+def test_balance_depends_on_the_settings():
+    assert imbalance.balance("dpo_sft", "log", sft_weight=0.0).kind == "balanced"
+    assert imbalance.balance("nbdpo_asym", "log", clip=0.0).kind == "balanced"
+    assert imbalance.balance("slic", "log", sft_weight=0.0).kind == "balanced"
+
+
+def test_balance_on_given_pairs_is_not_established_by_agreement():
+    keys = ("winner", "loser", "ref_chosen", "ref_rejected")
+    equal = [dict(zip(keys, (F(1, n), F(1, 2 * n), F(1, 3), F(1, 3)), strict=True)) for n in (2, 3)]
+    found = imbalance.balance("dpo", "probability", equal)
+    assert (found.kind, found.established) == ("negatively imbalanced", False)
+    with pytest.raises(ValueError, match="no pair of the 0"):
+        imbalance.balance("dpo", "probability", [])
+    with pytest.raises(ValueError, match=r"coordinate is 'odds'"):
+        imbalance.balance("dpo", "odds")
+
+
+def test_pairs_leave_room_for_a_third_response():
+    worlds = list(imbalance.pairs())
+    assert len(worlds) > 100
+    assert all(w["winner"] > 0 and w["loser"] > 0 and w["winner"] + w["loser"] < 1 for w in worlds)
