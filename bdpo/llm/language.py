@@ -446,8 +446,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def model(*, layers: int = 2, width: int = 96, heads: int = 4, seed: int = 0) -> LlamaForCausalLM:
+def model(*, layers: int = 2, width: int = 64, heads: int = 4, seed: int = 0) -> LlamaForCausalLM:
     """An untrained network of Llama's architecture for this language, in float32.
+
+    Initial weights are larger and rotary periods shorter than Llama's, and the head has weights of its own: with
+    these a small network learns the language in half the steps.
 
     Parameters
     ----------
@@ -477,7 +480,9 @@ def model(*, layers: int = 2, width: int = 96, heads: int = 4, seed: int = 0) ->
         num_hidden_layers=layers,
         num_attention_heads=heads,
         max_position_embeddings=64,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
+        initializer_range=0.1,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         pad_token_id=VOCABULARY.index("<pad>"),
         bos_token_id=VOCABULARY.index("<bos>"),
         eos_token_id=VOCABULARY.index("<eos>"),
