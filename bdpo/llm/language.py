@@ -320,7 +320,8 @@ class Language:
         _whole("n", n)
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
-        rng, found = _generator("prompts", seed, split), []
+        rng = _generator("prompts", seed, split)
+        found: list[str] = []
         while len(found) < n:
             count = rng.randint(2, 5)
             hazards = sum(rng.random() < self.hazard_rate for _ in range(count))
@@ -431,8 +432,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    words.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", VOCABULARY.index("<bos>"))]
     )
     return PreTrainedTokenizerFast(

@@ -71,7 +71,7 @@ class PreferenceError(ValueError):
     """A preference file that cannot be read; the message names the file, the line where there is one, and the fix."""
 
 
-class _Drop(Exception):  # noqa: N818 — a decision about one pair, not an error
+class _Drop(Exception):
     """The reason for which a pair is dropped."""
 
 
@@ -413,7 +413,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _hub_rows(name: str, label: str | None, split: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    import datasets
+    import datasets  # type: ignore[import-untyped]
 
     folders: tuple[str | None, ...] = HH_FOLDERS[str(label)] if name == "hh" else (None,)
     line = 0
