@@ -26,7 +26,9 @@ from torch import Tensor
 
 from bdpo.losses import LOSSES, PAIRS, log_ratio_margin
 
+#: The columns of the metrics.
 METRICS = (
+    "loss",
     "rewards/chosen",
     "rewards/rejected",
     "rewards/accuracies",
@@ -128,16 +130,17 @@ class Objective:
         """
         with torch.enable_grad():
             leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in (win, lose)]
-            fed = dict(zip((*LOGPS, *LENGTHS), (*leaves, ref_win, ref_lose, *lengths), strict=True))
+            fed: dict[str, Any] = dict(zip((*LOGPS, *LENGTHS), (*leaves, ref_win, ref_lose, *lengths), strict=True))
             fed |= self._statistics(fed, gather, learn)
             losses = self.spec(*(fed[name] for name in self.spec.needs), **self.settings)
             g_win, g_lose = torch.autograd.grad(losses.sum(), leaves, retain_graph=True, materialize_grads=True)
         with torch.no_grad():
-            metrics = self._metrics(win, lose, ref_win, ref_lose, lengths, g_win.abs(), g_lose.abs())
+            metrics = self._metrics(losses, win, lose, ref_win, ref_lose, lengths, g_win.abs(), g_lose.abs())
         return losses, metrics
 
     def _metrics(
         self,
+        losses: Tensor,
         win: Tensor,
         lose: Tensor,
         ref_win: Tensor | None,
@@ -155,6 +158,7 @@ class Objective:
                 rewards.append(beta * (logps - reference))
         both = torch.where((g_win > 0) & (g_lose > 0), 1.0, torch.nan)
         columns = (
+            losses,
             rewards[0],
             rewards[1],
             rewards[0] > rewards[1],

@@ -66,7 +66,7 @@ class Pairs(Dataset):
     prompts, chosen, rejected
         Lists of token ids, none empty; a response's last id is normally the end-of-sequence token.
     reference
-        Two arrays [rows]: the reference's log-probs, summed over the tokens, of the chosen and of the rejected response.
+        Two arrays [rows]: the reference's log-probs of the chosen and of the rejected response, summed over tokens.
     counts
         What happened on the way here: how many rows were read, truncated, dropped.
     """
@@ -104,7 +104,7 @@ class Pairs(Dataset):
 
     def lengths(self) -> np.ndarray:
         """Tokens of prompt, chosen and rejected: an array [rows, 3]."""
-        return np.array([[len(p), len(c), len(r)] for p, c, r in zip(self.prompts, self.chosen, self.rejected)])
+        return np.array([[len(ids) for ids in lists] for lists in (self.prompts, self.chosen, self.rejected)]).T
 
 
 _EMPTY = {
@@ -210,7 +210,8 @@ def tokenize(
     numbers, prompts, chosen, rejected = map(list, zip(*kept, strict=True))
     reference = None
     if all(name in row for row in rows for name in _REFERENCE):
-        reference = tuple(np.array([rows[n][name] for n in numbers], dtype=np.float32) for name in _REFERENCE)
+        win, lose = (np.array([rows[n][name] for n in numbers], dtype=np.float32) for name in _REFERENCE)
+        reference = (win, lose)
     return Pairs(prompts, chosen, rejected, reference, counts)
 
 
@@ -234,7 +235,7 @@ class PairCollator:
     Parameters
     ----------
     share_prompt
-        ``True``: one row [prompt, chosen, rejected] a pair. ``False``: one row a response, all chosen, then all rejected.
+        ``True``: one row [prompt, chosen, rejected] a pair. ``False``: one row a response, first all that were chosen.
 
     Returns
     -------
@@ -342,37 +343,47 @@ def add_pair_scoring(model: Any) -> None:
     """
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
-    if getattr(model.forward, "scores_pairs", False):
+    _teach(model, "pairs", _pair_logps)
+    head = model.get_output_embeddings()
+    if model.config.model_type in SHARING and type(head) is torch.nn.Linear:
+        # Through the head's own call, and not by reading its weights: a wrapper that shards them gathers them then.
+        _teach(head, "labels", lambda head, _, labels, x: token_logps(x, labels, weight=head.weight, bias=head.bias))
+
+
+def _teach(module: Any, word: str, answer: Any) -> None:
+    """From now on ``module(*args, word=x)`` is ``answer(module, plain, x, *args)``, ``plain`` its forward until now."""
+    original = module.forward
+    if word in getattr(original, "taught", ()):
         return
-    original = model.forward
+    plain = getattr(original, "__func__", lambda _, *args, **kwargs: original(*args, **kwargs))  # a copy calls its own
 
-    def forward(self: Any, *args: Any, pairs: Mapping[str, Tensor] | None = None, **kwargs: Any) -> Any:
-        return original(*args, **kwargs) if pairs is None else _pair_logps(self, original, pairs)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asked = kwargs.pop(word, None)
+        return plain(self, *args, **kwargs) if asked is None else answer(self, plain, asked, *args)
 
-    forward.scores_pairs = True  # type: ignore[attr-defined]
-    model.forward = types.MethodType(forward, model)
+    forward.taught = (*getattr(original, "taught", ()), word)  # type: ignore[attr-defined]
+    module.forward = types.MethodType(forward, module)
 
 
-def _pair_logps(model: Any, original: Any, pairs: Mapping[str, Tensor]) -> Tensor:
-    segments, sources = pairs["segments"], pairs["sources"]
+def _pair_logps(model: Any, plain: Any, pairs: Mapping[str, Tensor]) -> Tensor:
+    segments, sources, labels = pairs["segments"], pairs["sources"], pairs["targets"]
     inputs = {"input_ids": pairs["input_ids"], "use_cache": False}
     if len(segments) == len(pairs["chosen_lengths"]):
         inputs |= {"attention_mask": _shared_mask(model, segments), "position_ids": pairs["position_ids"]}
     else:
         inputs["attention_mask"] = (segments > 0).long()
     head = model.get_output_embeddings()
-    if model.config.model_type in SHARING and type(head) is torch.nn.Linear:
+    if "labels" in getattr(head.forward, "taught", ()):
         hidden = getattr(model, model.base_model_prefix)(**inputs).last_hidden_state
-        hidden = hidden.flatten(0, 1).index_select(0, sources)
-        logps = token_logps(hidden, pairs["targets"], weight=head.weight, bias=head.bias)
+        logps = head(hidden.flatten(0, 1).index_select(0, sources), labels=labels)
     else:
-        # What follows the head is the architecture's affair: let the model compute its logits, of scored positions alone.
+        # What follows the head is the architecture's affair: the model computes its logits, of scored positions alone.
         def select(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return args[0].flatten(0, 1).index_select(0, sources)[None], *args[1:]
 
         hook = head.register_forward_pre_hook(select)
         try:
-            logps = token_logps(original(**inputs).logits[0], pairs["targets"])
+            logps = token_logps(plain(model, **inputs).logits[0], labels)
         finally:
             hook.remove()
     return logps.new_zeros(2 * len(pairs["chosen_lengths"])).index_add(0, pairs["owners"], logps)

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,9 @@ class PreferenceArguments(TrainingArguments):
     """
 
     loss: str = field(default="dpo", metadata={"help": "a pair objective of bdpo.losses by name"})
-    loss_settings: dict | str = field(default_factory=dict, metadata={"help": 'settings of the loss: {"beta": 0.1}'})
+    loss_settings: dict[str, Any] | str = field(
+        default_factory=dict, metadata={"help": 'settings of the loss: {"beta": 0.1}'}
+    )
     reference: str = field(default="precomputed", metadata={"help": " or ".join(REFERENCES)})
     share_prompt: bool = field(default=True, metadata={"help": "compute the prompt once for both responses"})
     max_length: int | None = field(default=None, metadata={"help": "in tokens; the model's context if not given"})
@@ -75,12 +77,13 @@ class PreferenceArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.loss_settings, str):
-            self.loss_settings = json.loads(self.loss_settings)
+        self.loss_settings = _as_dict(self.loss_settings)
         if self.reference not in REFERENCES:
             raise ValueError(f"reference = {self.reference!r}: choose one of {', '.join(REFERENCES)}")
         self.remove_unused_columns = False  # the columns are those that PairCollator reads
         self.logging_nan_inf_filter = False  # a loss that is not finite stops the run instead
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # every weight of a decoder is used in every step
 
 
 class PreferenceTrainer(Trainer):
@@ -114,6 +117,10 @@ class PreferenceTrainer(Trainer):
     are not finite raise `TrainingDiverged` before a checkpoint is written from them.
     """
 
+    args: PreferenceArguments
+    model: Any
+    objective: Objective
+
     def __init__(
         self,
         model: Any,
@@ -125,7 +132,7 @@ class PreferenceTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        self.objective = Objective(args.loss, args.loss_settings, momentum=args.momentum)
+        self.objective = Objective(args.loss, _as_dict(args.loss_settings), momentum=args.momentum)
         self.with_adapter = hasattr(model, "disable_adapter")
         _check_arguments(args, self.objective, model, ref_model)
         check_model(model, args.share_prompt)
@@ -155,7 +162,7 @@ class PreferenceTrainer(Trainer):
                 f"{self.args.n_gpu} GPUs in one process: start one process each, torchrun --nproc_per_node "
                 f"{self.args.n_gpu}, or show this one a single GPU with CUDA_VISIBLE_DEVICES=0"
             )
-        _check_distribution(self.accelerator, args, self.objective, ref_model)
+        _check_distribution(self.accelerator, args)
         self.ref_model = ref_model
         if ref_model is not None:
             ref_model.eval()
@@ -239,11 +246,12 @@ class PreferenceTrainer(Trainer):
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss and metrics of a batch; the metrics take the place of logits, so that padding pairs are left out."""
+    ) -> tuple[None, Tensor, Tensor]:
+        """The metrics of the pairs, the loss among them, in the place of logits: pairs that even out the batches of
+        several processes are then left out by ``Trainer``."""
         with torch.no_grad():
-            loss, metrics = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
-        return loss.detach(), metrics, metrics.new_ones(len(metrics))
+            _, metrics = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+        return None, metrics, metrics.new_ones(len(metrics))
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: the count of parameters alone takes longer than a step of a small model. See bdpo.llm.memory."""
@@ -256,23 +264,23 @@ class PreferenceTrainer(Trainer):
             known = ~metrics.isnan()
             sums = torch.stack([metrics.nan_to_num(0.0).double().sum(0), known.double().sum(0)])
             sums, counts = self.accelerator.reduce(sums, "sum").tolist()
-            logs = {**logs, **{k: s / n for k, s, n in zip(METRICS, sums, counts, strict=True) if n}}
+            logs = {**logs, **{k: s / n for k, s, n in zip(METRICS, sums, counts, strict=True) if n and k != "loss"}}
             self._seen.clear()
         super().log(logs, start_time)
 
     # ------------------------------------------------------------ the reference, and coming back to a run
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As ``Trainer.train``; a resumed run has the reference and the running statistics of the first."""
         checkpoint = resume_from_checkpoint
         if checkpoint is True:
-            checkpoint = get_last_checkpoint(self.args.output_dir)
+            checkpoint = get_last_checkpoint(str(self.args.output_dir))
             if checkpoint is None:
                 raise ValueError(f"no checkpoint in {self.args.output_dir}: leave resume_from_checkpoint out")
         self._resumed = bool(checkpoint)
         if checkpoint and self.objective.uses_statistics:
             self.objective.state = json.loads((Path(checkpoint) / "objective.json").read_text())
-        return super().train(resume_from_checkpoint=checkpoint or None, **kwargs)
+        return super().train(checkpoint or None, *args, **kwargs)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -301,7 +309,8 @@ class PreferenceTrainer(Trainer):
         changed = self.state.global_step > 0 and self.ref_model is None and not self.with_adapter
         if changed and not stored:
             raise ValueError(
-                "the model was trained already and is no reference for new pairs: pass them as eval_dataset, or a ref_model"
+                "the model was trained already and is no reference for new pairs: "
+                "pass them as eval_dataset from the beginning, or pass a ref_model"
             )
         model, context = self._reference_model()
         if not stored:
@@ -326,11 +335,12 @@ class PreferenceTrainer(Trainer):
     # ------------------------------------------------------------ what must not go on
 
     def _whereabouts(self) -> str:
-        checkpoint = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+        folder = str(self.args.output_dir)
+        checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
         kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
         return (
-            f"at step {self.state.global_step} (loss {self.args.loss!r}, learning rate {self.args.learning_rate:g}); {kept}. "
-            "A lower learning rate, a longer warm-up or a lower max_grad_norm usually helps"
+            f"at step {self.state.global_step} (loss {self.args.loss!r}, learning rate {self.args.learning_rate:g}); "
+            f"{kept}. A lower learning rate, a longer warm-up or a lower max_grad_norm usually helps"
         )
 
     def _check_weights(self) -> None:
@@ -378,6 +388,11 @@ def _mean_metrics(result: EvalPrediction) -> dict[str, float]:
     }
 
 
+def _as_dict(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """Settings as a mapping; the command line gives them as JSON."""
+    return json.loads(value) if isinstance(value, str) else dict(value or {})
+
+
 def _check_arguments(args: PreferenceArguments, objective: Objective, model: Any, ref_model: Any) -> None:
     adapter = hasattr(model, "disable_adapter")
     if adapter and getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
@@ -393,7 +408,7 @@ def _check_arguments(args: PreferenceArguments, objective: Objective, model: Any
             f"loss {args.loss!r} needs a reference at every step: pass ref_model, or a PEFT model, or set "
             "reference='precomputed'"
         )
-    if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+    if args.gradient_checkpointing and _as_dict(args.gradient_checkpointing_kwargs).get("use_reentrant"):
         raise ValueError(
             "gradient checkpointing has to be the one without re-entrance: drop use_reentrant=True from its kwargs"
         )
@@ -401,7 +416,12 @@ def _check_arguments(args: PreferenceArguments, objective: Objective, model: Any
         raise ValueError("label_smoothing_factor is for token labels: use loss='conservative_dpo' or 'robust_dpo'")
 
 
-def _check_distribution(accelerator: Any, args: PreferenceArguments, objective: Objective, ref_model: Any) -> None:
+def _check_distribution(accelerator: Any, args: PreferenceArguments) -> None:
+    if args.fsdp and accelerator.distributed_type != "FSDP":
+        raise ValueError(
+            f"fsdp was asked for, but accelerate runs {accelerator.distributed_type.value} instead: it starts FSDP for "
+            "several processes with a GPU each, and not otherwise"
+        )
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         raise ValueError(
