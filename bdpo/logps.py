@@ -141,23 +141,24 @@ class _FromHidden(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int, keep: bool
     ) -> Tensor:
-        lse, picked = (_wide(hidden).new_full((len(hidden),), v) for v in (_lowest(hidden), 0))
+        top, total, picked = (_wide(hidden).new_full((len(hidden),), v) for v in (_lowest(hidden), 0, 0))
         frozen_head = keep and ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[2:4])
-        mean = torch.zeros_like(hidden, dtype=lse.dtype) if frozen_head else None  # of the rows of W under the softmax
+        mean = torch.zeros_like(hidden, dtype=top.dtype) if frozen_head else None  # of the rows of W under the softmax
         for columns, logits in _blocks(hidden, weight, bias, chunk_size):
             here, at = _locate(labels, columns)
             picked = torch.where(here, logits.gather(1, at).squeeze(1), picked)
-            top, block_lse = _exp_(logits)
-            before, lse = lse, torch.logaddexp(lse, block_lse)
+            block_top, block_total = _exp_(logits)
+            before, top = top, torch.maximum(top, block_top)
+            old, new = (before - top).exp_(), (block_top - top).exp_()  # from one top to the other
+            total = total * old + block_total * new
             if mean is not None:
-                sums = _matmul(logits, weight[columns])
-                mean.mul_((before - lse).exp_()[:, None]).addcmul_(sums, (top - lse).exp_()[:, None])
+                mean.mul_(old[:, None]).addcmul_(_matmul(logits, weight[columns]), new[:, None])
         if mean is None:
-            ctx.save_for_backward(hidden, labels, weight, bias, lse)
+            ctx.save_for_backward(hidden, labels, weight, bias, top, total)
         else:
-            ctx.save_for_backward(weight[labels] - mean)
+            ctx.save_for_backward(weight[labels] - mean.div_(total[:, None]))
         ctx.chunk_size, ctx.dtype = chunk_size, hidden.dtype
-        return picked - lse
+        return (picked - top) - total.log()
 
     @staticmethod
     @once_differentiable
@@ -165,13 +166,13 @@ class _FromHidden(torch.autograd.Function):
         saved = ctx.saved_tensors
         if len(saved) == 1:
             return (grad[:, None] * saved[0]).to(ctx.dtype), None, None, None, None, None
-        hidden, labels, weight, bias, lse = saved
+        hidden, labels, weight, bias, top, total = saved
         need_hidden, _, need_weight, need_bias, *_ = ctx.needs_input_grad
-        to_hidden = torch.zeros_like(hidden, dtype=lse.dtype) if need_hidden else None
+        to_hidden = torch.zeros_like(hidden, dtype=top.dtype) if need_hidden else None
         to_weight = torch.empty_like(weight) if need_weight else None
         to_bias = torch.empty_like(bias) if need_bias else None
         for columns, logits in _blocks(hidden, weight, bias, ctx.chunk_size):
-            to_logits = _softmax_gradient_(logits, lse, grad, *_locate(labels, columns))
+            to_logits = _softmax_gradient_(logits, top, total, grad, *_locate(labels, columns))
             if to_hidden is not None:
                 to_hidden += _matmul(to_logits, weight[columns])
             if to_weight is not None:
@@ -187,23 +188,23 @@ class _FromLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, rows: Tensor, chunk_size: int) -> Tensor:
         parts = _slices(len(rows), logits.shape[1], chunk_size)
-        lse, picked = (_wide(logits).new_empty(len(rows)) for _ in range(2))
+        top, total, picked = (_wide(logits[:0, :0]).new_empty(len(rows)) for _ in range(3))
         for part in parts:
             chunk = _wide(logits[rows[part]])
             picked[part] = chunk.gather(1, labels[part, None]).squeeze(1)
-            _, lse[part] = _exp_(chunk)
-        ctx.save_for_backward(logits, labels, rows, lse)
+            top[part], total[part] = _exp_(chunk)
+        ctx.save_for_backward(logits, labels, rows, top, total)
         ctx.parts = parts
-        return picked - lse
+        return (picked - top) - total.log()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, labels, rows, lse = ctx.saved_tensors
+        logits, labels, rows, top, total = ctx.saved_tensors
         to_logits = torch.zeros_like(logits)
         for part in ctx.parts:
-            chunk, at = _wide(logits[rows[part]]), labels[part, None]
-            _softmax_gradient_(chunk, lse[part], grad[part], torch.ones_like(at[:, 0], dtype=torch.bool), at)
+            chunk, everywhere = _wide(logits[rows[part]]), _locate(labels[part], slice(0, logits.shape[1]))
+            _softmax_gradient_(chunk, top[part], total[part], grad[part], *everywhere)
             to_logits[rows[part]] = chunk.to(logits.dtype)
         return to_logits, None, None, None
 
@@ -246,14 +247,14 @@ def _locate(labels: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
 
 
 def _exp_(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The top of each row and the logarithm of its sum of exponentials; the logits become exp(logits - top)."""
+    """The top of each row and the sum of what the logits become, exp(logits - top)."""
     top = logits.amax(1).clamp_(min=_lowest(logits))  # a row of -inf has no top, and a sum of 0
-    return top, logits.sub_(top[:, None]).exp_().sum(1).log_().add_(top)
+    return top, logits.sub_(top[:, None]).exp_().sum(1)
 
 
-def _softmax_gradient_(logits: Tensor, lse: Tensor, grad: Tensor, here: Tensor, at: Tensor) -> Tensor:
+def _softmax_gradient_(logits: Tensor, top: Tensor, total: Tensor, grad: Tensor, here: Tensor, at: Tensor) -> Tensor:
     """The logits become grad · ([v = label] - softmax)."""
-    logits.sub_(lse[:, None]).exp_().mul_(-grad[:, None])
+    logits.sub_(top[:, None]).exp_().mul_((-grad / total)[:, None])
     return logits.scatter_add_(1, at, torch.where(here, grad, 0)[:, None])
 
 
