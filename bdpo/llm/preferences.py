@@ -103,8 +103,9 @@ class Report:
 class Preferences:
     """Pairs with explicit prompts, and the report on how they were read.
 
-    Each row has ``prompt``, ``chosen``, ``rejected``, and ``line``: its line in the file, or its number from 1. Rows of
-    the controlled language also have ``chosen_help``, ``chosen_harm``, ``rejected_help``, ``rejected_harm``.
+    Each row has ``prompt``, ``chosen``, ``rejected``, and ``line``: its line in the file, or its number from 1. The
+    form ``safe-rlhf`` adds ``chosen_safe`` and ``rejected_safe`` where the file has these flags, and pairs of the
+    controlled language also have ``chosen_help``, ``chosen_harm``, ``rejected_help``, ``rejected_harm``.
     """
 
     rows: list[dict[str, Any]]
@@ -258,6 +259,8 @@ def _safe_rlhf(row: Mapping[str, Any], label: str | None, notes: Counter[str]) -
     if label == "safe" and safe[1 - pick] is True and safe[pick] is False:
         raise _Drop("label against flags")
     out = {"prompt": row["prompt"], "chosen": row[f"response_{pick}"], "rejected": row[f"response_{1 - pick}"]}
+    if all(isinstance(flag, bool) for flag in safe):
+        out |= {"chosen_safe": safe[pick], "rejected_safe": safe[1 - pick]}
     for name in ("help", "harm"):
         if f"{name}_0" in row and f"{name}_1" in row:
             out |= {f"chosen_{name}": row[f"{name}_{pick}"], f"rejected_{name}": row[f"{name}_{1 - pick}"]}
