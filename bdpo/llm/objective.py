@@ -46,6 +46,17 @@ LENGTHS = ("chosen_lengths", "rejected_lengths")
 STATISTICS = ("margin_mean", "margin_std")
 
 
+def mean_metrics(parts: list[Tensor], reduce: Callable[..., Any]) -> dict[str, float]:
+    """The means over all pairs of some batches, and over all processes, of each metric but the loss.
+
+    ``reduce(tensor, "sum")`` adds a tensor over the processes: ``Accelerator.reduce``.
+    """
+    metrics = torch.cat(parts).double()
+    known = ~metrics.isnan()
+    sums, counts = reduce(torch.stack([metrics.nan_to_num(0.0).sum(0), known.double().sum(0)]), "sum").tolist()
+    return {name: s / n for name, s, n in zip(METRICS, sums, counts, strict=True) if n and name != "loss"}
+
+
 def _alone(x: Tensor) -> Tensor:
     return x
 

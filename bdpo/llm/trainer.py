@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
-from bdpo.llm.objective import METRICS, Objective
+from bdpo.llm.objective import METRICS, Objective, mean_metrics
 from bdpo.llm.pairs import PairCollator, Pairs, add_pair_scoring, check_model, score, tokenize
 
 REFERENCES = ("precomputed", "online")
@@ -260,11 +260,7 @@ class PreferenceTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean metrics of the pairs since the last time, over all processes."""
         if self._seen:
-            metrics = torch.cat(self._seen)
-            known = ~metrics.isnan()
-            sums = torch.stack([metrics.nan_to_num(0.0).double().sum(0), known.double().sum(0)])
-            sums, counts = self.accelerator.reduce(sums, "sum").tolist()
-            logs = {**logs, **{k: s / n for k, s, n in zip(METRICS, sums, counts, strict=True) if n and k != "loss"}}
+            logs = {**logs, **mean_metrics(self._seen, self.accelerator.reduce)}
             self._seen.clear()
         super().log(logs, start_time)
 
