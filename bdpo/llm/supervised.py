@@ -1,0 +1,130 @@
+"""Supervised fine-tuning on prompts and responses: the step before preferences, which gives the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from bdpo.llm.trainer import TrainingDiverged
+
+IGNORED = -100  # the label of a token that is not scored
+
+
+class Responses(Dataset):
+    """Tokenised prompts with responses; only the tokens of the response, with its end, are labels.
+
+    Parameters
+    ----------
+    rows
+        Mappings with the texts ``prompt`` and ``response``, or ``prompt`` and ``chosen``.
+    tokenizer
+        Of transformers, with an end-of-sequence token. The prompt keeps its own special tokens.
+    max_length
+        In tokens, prompt and response together. A longer prompt loses its beginning (but for the beginning-of-sequence
+        token), then a longer response its end.
+
+    Raises
+    ------
+    ValueError
+        For no rows, a missing column, a tokenizer without an end-of-sequence token.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]], tokenizer: Any, max_length: int) -> None:
+        rows = list(rows)
+        if not rows:
+            raise ValueError("no rows: the dataset is empty")
+        answer = next((name for name in ("response", "chosen") if name in rows[0]), None)
+        if answer is None or "prompt" not in rows[0]:
+            raise ValueError(f"row 0 has the columns {list(rows[0])}; it needs prompt, and response or chosen")
+        eos = tokenizer.eos_token_id
+        if eos is None:
+            raise ValueError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token")
+        prompts = tokenizer([row["prompt"] for row in rows])["input_ids"]
+        answers = tokenizer([row[answer] for row in rows], add_special_tokens=False)["input_ids"]
+        self.items = []
+        for prompt, response in zip(prompts, answers, strict=True):
+            prompt = prompt[:-1] if prompt[-1:] == [eos] else prompt
+            head = prompt[:1] if prompt[:1] == [tokenizer.bos_token_id] else []
+            response = [*response, eos][: max_length - len(head) - 1]
+            room = max_length - len(response)
+            if len(prompt) > room:
+                prompt = head + prompt[len(prompt) - room + len(head) :]
+            self.items.append({"prompt": prompt, "response": response})
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, row: int) -> dict[str, list[int]]:
+        return self.items[row]
+
+
+def collate(items: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
+    """Items of `Responses` as one batch, padded on the right: ``input_ids``, ``attention_mask``, ``labels``."""
+    rows = [(item["prompt"] + item["response"], len(item["prompt"])) for item in items]
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
+    for k, (tokens, start) in enumerate(rows):
+        ids[k, : len(tokens)] = torch.tensor(tokens)
+        mask[k, : len(tokens)] = 1
+        labels[k, start : len(tokens)] = ids[k, start : len(tokens)]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class StopsAtNaN(TrainerCallback):
+    """Ends a run whose loss is no longer finite, before a checkpoint is written from it."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        for name in ("loss", "eval_loss", "grad_norm"):
+            if not math.isfinite(float((logs or {}).get(name, 0.0))):
+                raise TrainingDiverged(
+                    f"{name} is {logs[name]} at step {state.global_step} (learning rate {args.learning_rate:g}); "
+                    f"checkpoints before it are in {args.output_dir}; a lower learning rate usually helps"
+                )
+
+
+def trainer(
+    model: Any,
+    args: TrainingArguments,
+    rows: Iterable[Mapping[str, Any]],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    validation: Iterable[Mapping[str, Any]] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Trainer:
+    """A ``transformers.Trainer`` that minimises the mean cross-entropy of the responses' tokens.
+
+    Parameters
+    ----------
+    model, args
+        As ``Trainer`` takes them.
+    rows, tokenizer, max_length
+        As in `Responses`.
+    validation
+        Rows of the same form, or None.
+    callbacks
+        Further callbacks.
+
+    Returns
+    -------
+    transformers.Trainer
+        Ready to ``train()``. A loss that is not finite raises `TrainingDiverged`.
+    """
+    args.remove_unused_columns = False
+    args.logging_nan_inf_filter = False
+    return Trainer(
+        model,
+        args,
+        collate,
+        train_dataset=Responses(rows, tokenizer, max_length),
+        eval_dataset=None if validation is None else Responses(validation, tokenizer, max_length),
+        processing_class=tokenizer,
+        callbacks=[*callbacks, StopsAtNaN()],
+    )
