@@ -383,7 +383,7 @@ class Comparisons(Dataset):
                         "false for both, as in PKU-SafeRLHF with the label 'safe'"
                     )
         self.items = [
-            {"chosen": p + c, "rejected": p + r, "safe": safe}
+            {"chosen": [*p, *c], "rejected": [*p, *r], "safe": safe}
             for p, c, r, safe in zip(pairs.prompts, pairs.chosen, pairs.rejected, flags, strict=True)
         ]
 
