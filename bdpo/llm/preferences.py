@@ -19,7 +19,7 @@ harmless but worth knowing is a note (:data:`NOTES`). A file that is not what it
 the file, the line and the remedy: nothing is guessed.
 
 **Transcripts.** A turn begins with ``\n\nHuman:`` or ``\n\nAssistant:``; the words ``Human:`` inside a line or after a
-single newline are text, and so are blank lines. Consecutive turns of one speaker are joined by a blank line. The prompt
+single newline are text, and so are blank lines. Consecutive turns of one speaker are joined by a newline. The prompt
 is every turn before the first in which the Assistant's words differ, with ``\n\nAssistant:`` at its end, and the
 response is that turn with a leading blank. The longest common *prefix of characters*, which TRL's ``extract_prompt``
 takes, would give to the prompt the first words of two responses that begin alike. A loss that is a difference of
@@ -34,6 +34,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def _joined(marked: list[tuple[str, str]]) -> list[tuple[str, str]]:
     out: list[tuple[str, str]] = []
     for who, text in marked:
         if out and out[-1][0] == who:
-            out[-1] = (who, f"{out[-1][1]}\n\n{text}".strip())
+            out[-1] = (who, f"{out[-1][1]}\n{text}".strip())  # a blank line would make a mark of a text's "Human:"
         else:
             out.append((who, text))
     return out
@@ -289,9 +290,7 @@ def _read(
     if form is not None and form not in FORMS:
         raise PreferenceError(f"form is {form!r}; allowed: {_or(FORMS)}, or None to go by the columns")
     report, rows = Report(name, form or "", label), []
-    for line, row in numbered:
-        if report.read == limit:
-            break
+    for line, row in islice(numbered, limit):
         if not report.read:
             report.form = form = form or _form(row, name, line)
             _check_columns(row, form, label, name, line)
