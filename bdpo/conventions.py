@@ -581,21 +581,21 @@ DISAGREEMENTS: dict[str, Disagreement] = {
         "trl",
         ("ipo", "simpo"),
         "A response without tokens counts as length 1 in DPOTrainer and gives NaN in CPOTrainer.",
-        "One clamps the length, the other divides by 0. Truncation can leave such responses.",
+        "One clamps the length, the other divides by 0.",
         "Drop them; we refuse lengths below 1.",
     ),
     "trl-kto-cancels": Disagreement(
         "trl",
         ("kto",),
         "Losses and gradients of responses that are far on the right side round to 0.",
-        "It is computed as 1 - sigmoid(x), which is 0 from x = 17 on in float32; the loss is about exp(-x).",
+        "It is computed as 1 - sigmoid(x), which in float32 is 0 from about x = 17 on; the loss is about exp(-x).",
         "Harmless in training. A comparison of small losses needs `kto`.",
     ),
     "liger-ipo-missing": Disagreement(
         "liger",
         ("ipo",),
         "There is no IPO.",
-        "Its chunks see log-probs and no lengths, and IPO is meant with means there as in TRL.",
+        "It would have to average, as TRL does, and its chunks see log-probs without lengths.",
         "Use another.",
     ),
     "liger-smoothing-ignored": Disagreement(
@@ -616,7 +616,7 @@ DISAGREEMENTS: dict[str, Disagreement] = {
         "liger",
         ("dpo", "cpo", "kto"),
         "The base class averages log-probs by default; DPO, CPO and KTO sum them.",
-        "The base class was made for ORPO and SimPO.",
+        "ORPO and SimPO, which average, take the default of the base class and cannot change it.",
         "State `average_log_prob` when you make a loss of your own from it.",
     ),
     "liger-orpo-certain": Disagreement(
