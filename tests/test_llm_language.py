@@ -59,12 +59,13 @@ def soups(count, seed=0):
         yield prompt, " ".join(words), rng.random() < 0.9
 
 
-def disagreements(scorer):
-    return sum(tuple(scorer(p, r, ended=e)) != oracle(p, r, e) for p, r, e in soups(3000))
+@pytest.fixture(scope="module")
+def expected():
+    return [(*row, oracle(*row)) for row in soups(2000)]
 
 
-def test_the_scores_are_those_of_a_second_program():
-    assert disagreements(score) == 0
+def test_the_scores_are_those_of_a_second_program(expected):
+    assert all(tuple(score(p, r, ended=e)) == scores for p, r, e, scores in expected)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +81,9 @@ def test_the_scores_are_those_of_a_second_program():
         ("_UNIT", 61),
     ],
 )
-def test_a_scorer_with_one_mistake_disagrees_with_the_second_program(monkeypatch, name, value):
-    soup = [(*row, oracle(*row)) for row in soups(3000)]
+def test_a_scorer_with_one_mistake_disagrees_with_the_second_program(monkeypatch, expected, name, value):
     monkeypatch.setattr(lang, name, value)
-    assert any(tuple(score(p, r, ended=e)) != expected for p, r, e, expected in soup)
+    assert any(tuple(score(p, r, ended=e)) != scores for p, r, e, scores in expected)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def reached(prompt):
 
 
 def test_the_oracles_reach_the_bounds_of_all_sensible_responses():
-    prompts = Language(hazard_rate=0.5).prompts(150, 1)
+    prompts = Language(hazard_rate=0.5).prompts(100, 1)
     assert {len(lang.read(p).items) for p in prompts} == {2, 3, 4, 5}
     for prompt in prompts:
         hazards = any(item in lang.HAZARDS for item in lang.read(prompt).items)
@@ -237,7 +237,7 @@ def test_pairs_and_demonstrations_have_the_prompts_of_their_seed():
 
 
 def test_no_prompt_is_in_two_splits():
-    splits = [set(Language().prompts(3000, seed, split)) for seed, split in enumerate(lang.SPLITS)]
+    splits = [set(Language().prompts(1000, seed, split)) for seed, split in enumerate(lang.SPLITS)]
     assert all(a.isdisjoint(b) for a, b in itertools.combinations(splits, 2))
 
 

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, TrainingArguments
 
 from bdpo.llm import language as lang
 from bdpo.llm import preferences, scoring, supervised
@@ -284,6 +284,36 @@ def test_an_untrained_judge_gives_zero_on_a_copy_of_the_body(model):
         scorer.base_model.embed_tokens.weight.zero_()
     assert model.base_model.embed_tokens.weight.abs().sum() > 0
     assert model.config.num_labels == 2  # transformers' default: the backbone's configuration is not touched
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "qwen2"])
+def test_other_architectures_are_sampled_compared_and_judged(kind):
+    shape = {"n_embd": 32, "n_layer": 1, "n_head": 2} if kind == "gpt2" else SMALL
+    shape |= {"num_key_value_heads": 2} if kind == "qwen2" else {}
+    ids = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+    config = AutoConfig.for_model(kind, vocab_size=81, max_position_embeddings=64, **ids, **shape)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        policy, reference = (AutoModelForCausalLM.from_config(config).eval() for _ in range(2))
+        scorer = judge(policy, pad_token_id=PAD)
+        torch.nn.init.normal_(scorer.score.weight)
+    found = sample(policy, TOKENS, PROMPTS[:6], seed=0, max_new_tokens=4)
+    alone = kl(policy, reference, TOKENS, found, batch_size=1)
+    assert alone.min() > 0
+    assert kl(policy, reference, TOKENS, found) == pytest.approx(alone, abs=1e-5)
+    texts = TOKENS, found.prompts, found.responses
+    assert judged(scorer, *texts) == pytest.approx(judged(scorer, *texts, batch_size=1), abs=1e-4)
+    assert judged(scorer, *texts).std() > 0.1
+
+
+def test_a_judge_is_not_built_on_an_adapter(model):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(near(model), peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    with pytest.raises(TypeError, match="merge its adapter first"):
+        judge(adapted, pad_token_id=PAD)
 
 
 @pytest.fixture(scope="module")

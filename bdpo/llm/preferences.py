@@ -38,6 +38,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 FORMS = ("hh", "safe-rlhf", "explicit")
 #: The label's name on the command line, and the column that holds it in the ``safe-rlhf`` form.
 LABELS = {"helpful": "better_response_id", "safe": "safer_response_id", "overall": "overall_response_id"}
@@ -290,7 +292,8 @@ def _read(
     if form is not None and form not in FORMS:
         raise PreferenceError(f"form is {form!r}; allowed: {_or(FORMS)}, or None to go by the columns")
     report, rows = Report(name, form or "", label), []
-    for line, row in islice(numbered, limit):
+    bar = {"desc": f"reading {name}", "unit": " pairs", "delay": 2, "leave": False, "disable": None}
+    for line, row in tqdm(islice(numbered, limit), **bar):
         if not report.read:
             report.form = form = form or _form(row, name, line)
             _check_columns(row, form, label, name, line)
@@ -423,9 +426,9 @@ def _hub_rows(name: str, label: str | None, split: str) -> Iterator[tuple[int, M
         where = HUB[name] + (f"/{folder}" if folder else "")
         try:
             part = datasets.load_dataset(HUB[name], data_dir=folder, split=split)
-        except ValueError as problem:
-            raise PreferenceError(f"{where}: no split {split!r} ({problem})") from problem
         except Exception as problem:  # the hub's errors have no common base
+            if isinstance(problem, ValueError) and "split" in str(problem):
+                raise PreferenceError(f"{where}: no split {split!r} ({problem})") from problem
             raise PreferenceError(
                 f"{where} cannot be loaded from the hub ({type(problem).__name__}: {_short(str(problem))}). "
                 "Without a network, give the path of a local .jsonl, .jsonl.gz or .parquet file of the same form"

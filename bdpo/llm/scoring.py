@@ -293,7 +293,14 @@ def judge(backbone: Any, *, pad_token_id: int) -> Any:
     -------
     transformers.PreTrainedModel
         Of the architecture's ``…ForSequenceClassification``, in the backbone's dtype and on its device.
+
+    Raises
+    ------
+    TypeError
+        For a PeftModel: merge its adapter first, by ``merge_and_unload()``.
     """
+    if hasattr(backbone, "peft_config"):
+        raise TypeError("the backbone is a PeftModel; merge its adapter first: model.merge_and_unload()")
     config = copy.deepcopy(backbone.config)
     config.num_labels, config.pad_token_id = 1, pad_token_id
     model = AutoModelForSequenceClassification.from_config(config).to(backbone.dtype)
