@@ -319,3 +319,54 @@ def test_the_dict_of_specs_says_what_the_functions_say():
             assert section in (spec.function.__doc__ or "")
         for argument in (*spec.needs, *spec.settings):
             assert argument in spec.function.__doc__
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+#: How the page writes groups of arguments.
+WORDS = {
+    ("policy_chosen_logps", "policy_rejected_logps"): r"$\log\pi$",
+    ("ref_chosen_logps", "ref_rejected_logps"): r"$\log\piref$",
+    ("policy_logps",): r"$\log\pi(y)$",
+    ("ref_logps",): r"$\log\piref(y)$",
+    ("chosen_lengths", "rejected_lengths"): "lengths",
+    ("chosen_lengths",): "winner's length",
+    ("margin_mean",): r"$\mu$",
+    ("margin_std",): "$s$",
+    ("desirable",): "label",
+    ("kl",): "$z_0$",
+    ("chosen_rewards", "rejected_rewards"): "scores",
+    ("logits",): "logits",
+    ("ref_logits",): "reference's logits",
+    ("rewards",): "rewards",
+}
+
+
+def in_words(needs):
+    said = []
+    while needs:
+        group = next(g for g in WORDS if needs[: len(g)] == g)
+        said.append(WORDS[group])
+        needs = needs[len(group) :]
+    return ", ".join(said)
+
+
+def test_the_table_on_the_page_is_the_dict(root):
+    page = (root / "book" / "losses.md").read_text(encoding="utf-8")
+    expected = []
+    for name, spec in LOSSES.items():
+        settings = ", ".join(f"`{k}={v}`" for k, v in spec.settings.items()) or "none"
+        compares = {"sum": "sums", "mean": "means", "none": ""}[spec.logps]
+        cells = (f"`{name}`", spec.title, in_words(spec.needs), compares, settings, spec.source)
+        expected.append(f"| {' | '.join(cells)} |")
+    assert [line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 7] == expected
+
+
+def test_the_page_gives_a_formula_and_the_settings_of_every_pair_objective(root):
+    page = (root / "book" / "losses.md").read_text(encoding="utf-8")
+    section = page.split("### The pairs' losses as formulas")[1].split("###")[0]
+    rows = {line.split("`")[1]: line for line in section.splitlines() if line.startswith("| `")}
+    assert set(rows) == set(PAIRS) - set(PAPER)
+    for name, line in rows.items():
+        knobs = set(LOSSES[name].settings) - {"beta", "beta_min"}
+        assert all(f"`{knob}`" in line for knob in knobs)

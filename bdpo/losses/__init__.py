@@ -75,10 +75,10 @@ class Spec:
     name: str  #: its key in ``LOSSES``
     title: str  #: its full name
     function: Callable[..., Tensor]
-    kind: str  #: what a row of its input is: ``"pair"``, ``"unpaired"`` response, ``"reward"`` pair or ``"policy"``
+    kind: str  #: ``"pair"``, ``"unpaired"`` (a labelled response), ``"reward"`` (a pair of scores) or ``"policy"``
     needs: tuple[str, ...]  #: the names of its tensor arguments, in order
     settings: dict[str, float | bool | str]  #: its keyword settings and their defaults
-    logps: str  #: the log-probs that its margin compares: ``"sum"``, ``"mean"`` (it divides by the lengths), ``"none"``
+    logps: str  #: ``"sum"`` or ``"mean"`` (it divides by the lengths), what its margin compares; else ``"none"``
     reference_free: bool  #: True if it takes nothing of a reference
     source: str  #: paper, version and equation
 

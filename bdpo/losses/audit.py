@@ -246,7 +246,7 @@ def _pairs() -> list[tuple[float, ...]]:
 
 @functools.cache
 def domain(name: str) -> tuple[Tensor, ...]:
-    """The arguments of a loss, [rows] each; [rows, 3] for a tabular policy, and [batches, 3] for the `COUPLED`."""
+    """The arguments of a loss, [rows] each; [rows, 3] for a tabular policy, and [batches, 3] for the ``COUPLED``."""
     g = torch.Generator().manual_seed(0)
 
     def draw(low: float, high: float, *shape: int) -> Tensor:
@@ -363,8 +363,8 @@ def check(
     Parameters
     ----------
     function
-        Takes what ``LOSSES[name].needs`` lists, and the settings of that spec by keyword. The `COUPLED` objectives are
-        called once a batch, under ``torch.func.vmap``.
+        Takes what ``LOSSES[name].needs`` lists, and the settings of that spec by keyword. The ``COUPLED`` objectives
+        are called once a batch, under ``torch.func.vmap``.
     name
         A key of `LOSSES`.
     only

@@ -562,7 +562,7 @@ def _own(name: str) -> dict[str, Loss]:
 
 @functools.cache
 def equivalents(name: str) -> dict[str, tuple[Loss, str]]:
-    """Changes that :func:`check` rightly does not notice, each with the reason why it is no mistake."""
+    """Changes that :func:`~bdpo.losses.audit.check` rightly lets pass, each with the reason why it is no mistake."""
     found: dict[str, tuple[Loss, str]] = {}
     toggled = _changed(name, _setting("detach_lambda", lambda v: not v))
     if name == "dpo":
