@@ -13,7 +13,8 @@ r"""An objective of `bdpo.losses` fed from a batch of log-probs, with the number
 ``gradient_log_ratio``         :math:`\ln(g_w/g_l)`, the gradient imbalance in log-prob coordinates; 0 is balance
 =============================  ==================================================================================
 
-The first six names are those of TRL. The last two leave out pairs for which a gradient is exactly zero.
+The names with ``rewards`` and ``logps`` are those of TRL. ``lambda`` leaves out the pairs for which both gradients are
+exactly zero, ``gradient_log_ratio`` those for which one is.
 """
 
 from __future__ import annotations
@@ -167,7 +168,6 @@ class Objective:
                 rewards.append(beta * (logps / length if self.spec.logps == "mean" else logps))
             else:
                 rewards.append(beta * (logps - reference))
-        both = torch.where((g_win > 0) & (g_lose > 0), 1.0, torch.nan)
         columns = (
             losses,
             rewards[0],
@@ -177,8 +177,8 @@ class Objective:
             win,
             lose,
             *lengths,
-            both * g_win / (g_win + g_lose),
-            both * (g_win / g_lose).log(),
+            g_win / (g_win + g_lose),
+            torch.where((g_win > 0) & (g_lose > 0), (g_win / g_lose).log(), torch.nan),
         )
         return torch.stack([column.float() for column in columns], 1)
 

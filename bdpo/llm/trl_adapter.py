@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import DPOTrainer
+from trl import DPOConfig, DPOTrainer
 
 from bdpo.llm.objective import Objective, mean_metrics
 from bdpo.llm.pairs import add_pair_scoring, check_model
@@ -51,6 +51,11 @@ class ObjectiveTrainer(DPOTrainer):
         For an unknown loss or setting; for settings of ``DPOConfig`` that would shape TRL's own loss and have no effect
         here; for images, an auxiliary loss of experts, DeepSpeed ZeRO-3, and a PeftModel that was trained before.
     """
+
+    args: DPOConfig
+    model: Any
+    ref_model: Any
+    objective: Objective
 
     def __init__(
         self,
