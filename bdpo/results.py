@@ -62,6 +62,7 @@ def write(
     parameters: Mapping[str, Any],
     seconds: float,
     seeds: Sequence[int] | None = None,
+    optional: Sequence[str] = (),
     root: str | Path | None = None,
 ) -> Path:
     """Write rows and their provenance, each file whole or not at all.
@@ -79,6 +80,8 @@ def write(
         Wall time of the run that made the rows.
     seeds
         The seeds used, if any.
+    optional
+        Columns that some rows do not have: NaN there means "not defined" and needs no reason. Infinities do.
     root
         As in :func:`folder`.
 
@@ -98,11 +101,12 @@ def write(
     path = _path(name, root)
     if not (isinstance(seconds, int | float) and 0 <= seconds < float("inf")):
         raise ValueError(f"seconds is {seconds!r}; allowed: a finite number of at least 0")
-    _check_rows(frame, name)
+    _check_rows(frame, name, optional)
     note = {
         "name": name,
         "rows": len(frame),
         "columns": {str(column): str(kind) for column, kind in frame.dtypes.items()},
+        "optional": list(optional),
         "parameters": dict(parameters),
         "seeds": None if seeds is None else [int(s) for s in seeds],
         "seconds": round(float(seconds), 3),
@@ -166,8 +170,8 @@ def provenance(name: str, *, root: str | Path | None = None) -> dict[str, Any]:
     Returns
     -------
     dict
-        With the keys ``name, rows, columns, parameters, seeds, seconds, finished, versions, commit, dirty, hardware,
-        sha256``.
+        With the keys ``name, rows, columns, optional, parameters, seeds, seconds, finished, versions, commit, dirty,
+        hardware, sha256``.
 
     Raises
     ------
@@ -210,7 +214,8 @@ def origin() -> dict[str, Any]:
     -------
     dict
         ``versions`` (Python and the packages that make the numbers; only those installed), ``commit`` and ``dirty``
-        (of the package's checkout; ``None`` outside one), ``hardware`` (``cpu``, ``cores``, ``gpu``).
+        (whether a file of the package differs from it; both ``None``
+        outside a checkout), ``hardware`` (``cpu``, ``cores``, ``gpu``).
     """
     versions = {"python": platform.python_version(), "bdpo": bdpo.__version__}
     for package in ("numpy", "torch", "numba", "pandas", "transformers"):
@@ -218,7 +223,7 @@ def origin() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    state = _git("status", "--porcelain", "--untracked-files=no")
+    state = _git("status", "--porcelain", "--untracked-files=no", ".")
     return {
         "versions": versions,
         "commit": (_git("rev-parse", "HEAD") or "").strip() or None,
@@ -234,7 +239,7 @@ def _path(name: str, root: str | Path | None) -> Path:
     return path.with_name(f"{path.name}.parquet")
 
 
-def _check_rows(frame: pd.DataFrame, name: str) -> None:
+def _check_rows(frame: pd.DataFrame, name: str, optional: Sequence[str]) -> None:
     """Refuse no rows, doubled columns, and numbers that are not finite in rows that do not say so."""
     import numpy as np
 
@@ -248,12 +253,13 @@ def _check_rows(frame: pd.DataFrame, name: str) -> None:
     if "status" in frame:
         excused |= (frame["status"] != "ok").to_numpy(bool)
     for column in frame.select_dtypes("number").columns:
-        hidden = ~np.isfinite(frame[column].to_numpy(float, na_value=np.nan)) & ~excused
+        values = frame[column].to_numpy(float, na_value=np.nan)
+        hidden = (np.isinf(values) if column in optional else ~np.isfinite(values)) & ~excused
         if hidden.any():
             row = int(hidden.argmax())
             raise ValueError(
                 f"{name}: column {column!r} is {frame[column].iloc[row]} in row {row}, and the row does not say why;"
-                " mark it in a column 'status' (other than 'ok') or 'diverged', or drop the number"
+                " mark it in a column 'status' (other than 'ok') or 'diverged', or name the column in optional="
             )
 
 

@@ -65,6 +65,15 @@ def test_a_number_that_is_not_finite_needs_a_reason(tmp_path, rows, bad):
             results.write(rows.assign(**{column: unsaid}), "one", parameters={}, seconds=0, root=tmp_path)
 
 
+def test_a_number_that_a_row_does_not_have_needs_no_reason_but_an_infinity_does(tmp_path, rows):
+    rows.loc[1, "reward"] = math.nan
+    results.write(rows, "one", parameters={}, seconds=0, optional=["reward"], root=tmp_path)
+    assert results.provenance("one", root=tmp_path)["optional"] == ["reward"]
+    rows.loc[1, "reward"] = math.inf
+    with pytest.raises(ValueError, match="column 'reward' is inf"):
+        results.write(rows, "one", parameters={}, seconds=0, optional=["reward"], root=tmp_path)
+
+
 def test_missing_values_of_nullable_columns_count_as_not_finite(tmp_path, rows):
     rows["steps"] = pd.array([1, None], dtype="Int64")
     with pytest.raises(ValueError, match="column 'steps'"):

@@ -8,8 +8,9 @@ A run goes through these stages, each with a fresh optimiser of the same kind an
 1. an initial policy;
 2. ``reference_steps`` of DPO from there, whose reference is the initial policy: the reference (Appendix B);
 3. for the methods that learn from a reward, a Bradley-Terry model, on the pairs of stage 4;
-4. ``steps`` of the method, from the reference.
+4. ``steps`` of the method, from the reference unless ``start`` says otherwise.
 
+A row of step 100 is that of a run of 100 steps (for ``rlhf`` and ``ppo`` if ``reward_steps`` is the same).
 Same seed, same world: all methods see the same mask, initial policy, reference and pairs, so that their differences are
 paired. Rows do not depend on threads, on the order of the grid, or on what else is in it.
 
@@ -38,6 +39,7 @@ POLICIES = ("tabular", "mlp")
 OPTIMIZERS = ("sgd", "adam")
 DATA = ("expectation", "fixed", "fresh")
 INITS = ("uniform", "random", "shifted")
+STARTS = ("reference", "initial")
 SAMPLING = ("uniform", "initial")
 DTYPES = ("float64", "float32")
 
@@ -67,6 +69,7 @@ class Settings:
     steps: int = 300  #: updates of the method; the paper names only those of the reference
     reference_steps: int = 300  #: updates of DPO that make the reference; Appendix B
     reference_beta: float = 1.0  #: its beta; Appendix B ("for all algorithms")
+    start: str = "reference"  #: where a method starts, as is usual; or ``"initial"``, from the first policy
     data: str = "expectation"  #: all pairs weighted by their probability; ``"fixed"`` data set; ``"fresh"`` every step
     pairs: int = 2000  #: size of a ``"fixed"`` data set
     batch: int = 64  #: pairs a step; for a ``"fixed"`` data set, 0 takes all of it each step
@@ -90,20 +93,10 @@ class Settings:
         for name, options in _CHOICES.items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(options)}")
-        for name, (low, high) in _WHOLE.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
-                if name == "reward_steps" and value is None:
-                    continue
-                raise ValueError(f"{name} is {value!r}; allowed: whole numbers from {low} to {high}")
-        for name, (low, high, open_low, open_high) in _REAL.items():
-            value = getattr(self, name)
-            if name == "sft_weight" and value is None:
-                continue
-            fine = isinstance(value, int | float | np.floating) and not isinstance(value, bool) and math.isfinite(value)
-            if not fine or value < low or value > high or (open_low and value == low) or (open_high and value == high):
-                bounds = f"{'above' if open_low else 'from'} {low:g} {'to below' if open_high else 'to'} {high:g}"
-                raise ValueError(f"{name} is {value!r}; allowed: finite numbers {bounds}")
+        for name, whole in _WHOLE.items():
+            _check_whole(name, getattr(self, name), *whole)
+        for name, real in _REAL.items():
+            _check_real(name, getattr(self, name), *real)
         if self.policy == "mlp" and self.init == "shifted":
             raise ValueError("init is 'shifted' and policy 'mlp'; allowed: a table of logits, or another init")
         if self.data == "fresh" and self.batch == 0:
@@ -126,6 +119,22 @@ class Settings:
             )
 
 
+def _check_whole(name: str, value: Any, low: int, high: int) -> None:
+    if value is None and name == "reward_steps":
+        return
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}; allowed: whole numbers from {low} to {high}")
+
+
+def _check_real(name: str, value: Any, low: float, high: float, open_low: bool, open_high: bool) -> None:
+    if value is None and name == "sft_weight":
+        return
+    fine = isinstance(value, int | float | np.floating) and not isinstance(value, bool) and math.isfinite(value)
+    if not fine or value < low or value > high or (open_low and value == low) or (open_high and value == high):
+        bounds = f"{'above' if open_low else 'from'} {low:g} {'to below' if open_high else 'to'} {high:g}"
+        raise ValueError(f"{name} is {value!r}; allowed: finite numbers {bounds}")
+
+
 _CHOICES = {
     "method": METHODS,
     "mask_rule": world.MASK_RULES,
@@ -133,6 +142,7 @@ _CHOICES = {
     "init": INITS,
     "optimizer": OPTIMIZERS,
     "data": DATA,
+    "start": STARTS,
     "sampling": SAMPLING,
     "dtype": DTYPES,
 }
@@ -148,7 +158,7 @@ _WHOLE = {
     "ppo_updates": (1, 1000),
     "watch_every": (0, 10_000_000),
 }
-_REAL = {  # from, to, whether the ends are excluded
+_REAL: dict[str, tuple[float, float, bool, bool]] = {  # from, to, whether the ends are excluded
     "alpha": (0, 100, True, False),
     "mask_rate": (0, 1, False, True),
     "init_scale": (0, 1000, False, False),
@@ -293,7 +303,7 @@ def run(
             :math:`\log\mathbb{E}|g_w| - \log\mathbb{E}|g_l|` over the same pairs, as
             `bdpo.imbalance.mean_log_ratio`; 0 where neither is pulled. NaN for methods without pairs.
         ``rise_max``, ``rise_share``, ``rebound``
-            Instability of the whole run, from the loss at every ``watch_every``-th step: its largest rise from one look
+            Instability up to this step, from the loss at every ``watch_every``-th step: its largest rise from one look
             to the next; the share of looks at which it rose (by more than rounding); the most it ever stood above its
             lowest value so far. The likelihood term of a loss is left out. NaN for methods without pairs.
         ``reference_reward``, ``reference_masked_mass``
@@ -440,9 +450,9 @@ def _stage(
     how: tuple[int, Any, Any],
     parameters: NDArray[Any],
     reference: NDArray[Any],
-    *,
     stage: int,
     steps: int,
+    *,
     table: NDArray[Any] | None = None,
     record: Sequence[int] = (),
     watch: int = 0,
@@ -506,13 +516,13 @@ def _log_policy(logits: NDArray[Any]) -> NDArray[Any]:
 
 def _reference_settings(s: Settings) -> Settings:
     """What the reference depends on, and nothing else: runs that agree in it share one."""
-    plain = {f.name: f.default for f in fields(Settings) if f.name in _ONLY_METHOD}
+    plain: dict[str, Any] = {f.name: f.default for f in fields(Settings) if f.name in _ONLY_METHOD}
     return replace(s, **{**plain, "method": "dpo", "beta": s.reference_beta, "record": (), "steps": 0})
 
 
 _ONLY_METHOD = {
     *("clip", "label_smoothing", "sft_weight", "gamma", "delta", "odds_weight"),
-    *("reward_steps", "ppo_clip", "ppo_updates", "watch_every"),
+    *("reward_steps", "ppo_clip", "ppo_updates", "watch_every", "start"),
 }
 
 
@@ -525,11 +535,12 @@ def _group(settings: list[Settings], policies: bool) -> Iterator[list[dict[str, 
     w = _world(s, initial)
     parameters = start.copy()
     how = (_pair_mode(s), *coefficients("dpo", beta=s.reference_beta, dtype=kind))
-    lost, _, _ = _stage(s, w, how, parameters, initial, stage=1, steps=s.reference_steps)
+    lost, _, _ = _stage(s, w, how, parameters, initial, 1, s.reference_steps)
     reference = _logps_of(s, parameters) if lost < 0 else np.full((s.n, s.n), np.nan)
     models: dict[Any, NDArray[Any]] = {}
     for one in settings:
-        yield _rows(one, w, parameters.copy(), reference, start, models, policies)
+        begin = parameters if one.start == "reference" else start
+        yield _rows(one, w, begin.copy(), reference, start, models, policies)
 
 
 def _logps_of(s: Settings, parameters: NDArray[Any]) -> NDArray[Any]:
@@ -544,7 +555,7 @@ def _reward_model(s: Settings, w: _World, start: NDArray[Any]) -> NDArray[Any]:
     scores = start.copy()
     steps = s.steps if s.reward_steps is None else s.reward_steps
     how = (_pair_mode(s), *coefficients("reward_bt", dtype=np.dtype(s.dtype)))
-    _, logits, _ = _stage(s, w, how, scores, np.zeros((s.n, s.n)), stage=2, steps=steps, record=[steps])
+    _, logits, _ = _stage(s, w, how, scores, np.zeros((s.n, s.n)), 2, steps, record=[steps])
     return logits[0].astype(float)
 
 
@@ -575,8 +586,10 @@ def _rows(
             table = models[key]
     if np.isfinite(reference).all() and (table is None or np.isfinite(table).all()):
         lost, logits, losses = _stage(
-            *(s, w, (mode, switches, numbers), parameters, reference),
-            **{"stage": 2, "steps": s.steps, "table": table, "record": record, "watch": watch},
+            *(s, w, (mode, switches, numbers), parameters, reference, 2, s.steps),
+            table=table,
+            record=record,
+            watch=watch,
         )
     else:
         lost, logits, losses = 0, np.full((len(record), s.n, s.n), np.nan), np.zeros(0)
@@ -587,10 +600,12 @@ def _rows(
     }
     rows = []
     clear = coefficients(s.method, **options)
-    unrest = _unrest(losses)
+    if lost < 0 and not np.isfinite(losses).all():
+        lost = watch * int(np.isfinite(losses).argmin())
     for step, at in zip(record, logits, strict=True):
         lp = _log_policy(at)
-        measures = _measures(s, w, clear, lp, reference, table) | unrest
+        measures = _measures(s, w, clear, lp, reference, table)
+        measures |= _unrest(losses[: step // watch + 1] if watch else losses)
         whole = all(math.isfinite(v) or (name in OPTIONAL and math.isnan(v)) for name, v in measures.items())
         fine = whole and (lost < 0 or step < lost)
         if not fine:
@@ -631,7 +646,7 @@ def _measures(
 
 def _unrest(losses: NDArray[Any]) -> dict[str, float]:
     """Three numbers of how a loss rose; rises below rounding do not count."""
-    if len(losses) < 2:
+    if len(losses) < 2 or not np.isfinite(losses).all():
         return {"rise_max": math.nan, "rise_share": math.nan, "rebound": math.nan}
     rises = np.diff(losses)
     real = rises > 1e-12 * (1 + np.abs(losses[:-1]))

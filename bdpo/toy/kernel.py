@@ -63,7 +63,7 @@ def exp_minus(x: float) -> float:
 
 # Cody and Waite: -x = k log 2 + r with |r| <= (log 2) / 2, and the Taylor polynomial of exp(r), whose remainder is
 # below the rounding error. Adding 1.5 * 2^52 (float32: 1.5 * 2^23) rounds to an integer and leaves it in the low bits.
-@overload(exp_minus, jit_options=_plain)
+@overload(exp_minus, jit_options=_plain)  # type: ignore[arg-type]
 def _exp_minus(x: Any) -> Any:
     if x == types.float64:
 
@@ -85,7 +85,7 @@ def _exp_minus(x: Any) -> Any:
             p = p * r + 0.5
             p = p * r + 1.0
             p = p * r + 1.0
-            return _times_power_of_two(p, t)
+            return _times_power_of_two(p, t)  # type: ignore[call-arg]
 
         return wide
 
@@ -105,7 +105,7 @@ def _exp_minus(x: Any) -> Any:
         p = p * r + half
         p = p * r + one
         p = p * r + one
-        return _times_power_of_two(p, t)
+        return _times_power_of_two(p, t)  # type: ignore[call-arg]
 
     return narrow
 
@@ -154,7 +154,7 @@ def link(switches: Any, numbers: Any, z: float) -> tuple[float, float]:
 # ---------------------------------------------------------------- a block of pairs, in short loops
 #
 # A block is `rows` times `wide` pairs: of row r and column x, the members are a[r, x] and b[x]. Both orders of a pair
-# are handled at once: z1, d1, w1 belong to "a wins", z2, d2, w2 to "b wins".
+# are handled at once: z[0], d[0], w[0] belong to "a wins", z[1], d[1], w[1] to "b wins".
 
 
 @njit(**_inner)
@@ -165,17 +165,7 @@ def _mirrored(switches: Any, numbers: Any) -> bool:
 
 @njit(**_inner)
 def _margins(
-    switches: Any,
-    numbers: Any,
-    rows: int,
-    wide: int,
-    lp_a: Any,
-    lp_b: Any,
-    h_a: Any,
-    h_b: Any,
-    both: bool,
-    z1: Any,
-    z2: Any,
+    switches: Any, numbers: Any, rows: int, wide: int, lp_a: Any, lp_b: Any, h_a: Any, h_b: Any, both: bool, z: Any
 ) -> None:
     beta, gamma, low, high, value = numbers[BETA], numbers[GAMMA], numbers[LOW], numbers[HIGH], numbers[VALUE]
     one = h_b.dtype.type(1)
@@ -183,17 +173,17 @@ def _margins(
         for r in range(rows):
             for x in range(wide):
                 total = lp_a[r, x] + lp_b[x]
-                z1[r * wide + x] = (lp_b[x] * h_a[r, x] - lp_a[r, x] * h_b[x]) * beta / (total if total != 0 else one)
+                z[0, r * wide + x] = (lp_b[x] * h_a[r, x] - lp_a[r, x] * h_b[x]) * beta / (total if total != 0 else one)
     else:
         for r in range(rows):
             for x in range(wide):
                 lam = one + value * min(max(lp_a[r, x] - lp_b[x], low), high)
-                z1[r * wide + x] = beta * (lam * h_a[r, x] - h_b[x]) - gamma
+                z[0, r * wide + x] = beta * (lam * h_a[r, x] - h_b[x]) - gamma
     if both:
         for r in range(rows):
             for x in range(wide):
                 lam = one + value * min(max(lp_b[x] - lp_a[r, x], low), high)
-                z2[r * wide + x] = beta * (lam * h_b[x] - h_a[r, x]) - gamma
+                z[1, r * wide + x] = beta * (lam * h_b[x] - h_a[r, x]) - gamma
 
 
 @njit(**_inner)
@@ -216,86 +206,83 @@ def _slopes(switches: Any, numbers: Any, z: Any, start: int, size: int, w: Any) 
 
 
 @njit(**_inner)
-def _slopes_of_both(numbers: Any, z1: Any, z2: Any, start: int, size: int, w1: Any, w2: Any) -> None:
+def _slopes_of_both(numbers: Any, z: Any, start: int, size: int, w: Any) -> None:
     """The same in both orders, where a margin only changes its sign: one exponential serves both."""
     right, wrong = numbers[RIGHT], numbers[WRONG]
-    one = z1.dtype.type(1)
+    one = z.dtype.type(1)
     for k in range(size):
-        e = exp_minus(abs(z1[k]))
+        e = exp_minus(abs(z[0, k]))
         near = one / (one + e)
         far = e * near
-        below, above = (far, near) if z1[k] >= 0 else (near, far)  # sigma(-z), sigma(z)
-        z1[k] = w1[start + k] * (wrong * above - right * below)
-        z2[k] = w2[start + k] * (wrong * below - right * above)
+        below, above = (far, near) if z[0, k] >= 0 else (near, far)  # sigma(-z), sigma(z)
+        z[0, k] = w[0, start + k] * (wrong * above - right * below)
+        z[1, k] = w[1, start + k] * (wrong * below - right * above)
 
 
 @njit(**_inner)
-def _pull(
-    switches: Any, numbers: Any, rows: int, wide: int, lp_a: Any, lp_b: Any, d1: Any, d2: Any, g_a: Any, g_b: Any
-) -> None:
+def _pull(switches: Any, numbers: Any, rows: int, wide: int, lp_a: Any, lp_b: Any, d: Any, g_a: Any, g_b: Any) -> None:
     """Adds dL/dh of both members; for the methods with weights, dL/dlog pi."""
     beta, low, high = numbers[BETA], numbers[LOW], numbers[HIGH]
-    one = d1.dtype.type(1)
+    one = d.dtype.type(1)
     half = one / (one + one)
     if switches[SHARE]:
         for r in range(rows):
             for x in range(wide):
                 total = lp_a[r, x] + lp_b[x]
-                d = beta * (d1[r * wide + x] - d2[r * wide + x]) / (total if total != 0 else one)
-                g_a[r, x] += d * (lp_b[x] if total != 0 else half)
-                g_b[x] -= d * (lp_a[r, x] if total != 0 else half)
+                pull = beta * (d[0, r * wide + x] - d[1, r * wide + x]) / (total if total != 0 else one)
+                g_a[r, x] += pull * (lp_b[x] if total != 0 else half)
+                g_b[x] -= pull * (lp_a[r, x] if total != 0 else half)
     else:
         for r in range(rows):
             for x in range(wide):
                 gap = lp_a[r, x] - lp_b[x]
-                i, j = beta * d1[r * wide + x], beta * d2[r * wide + x]
-                g_a[r, x] += (one + min(max(gap, low), high)) * i - j
-                g_b[x] += (one + min(max(-gap, low), high)) * j - i
+                a, b = beta * d[0, r * wide + x], beta * d[1, r * wide + x]
+                g_a[r, x] += (one + min(max(gap, low), high)) * a - b
+                g_b[x] += (one + min(max(-gap, low), high)) * b - a
 
 
 @njit(**_inner)
-def table_gradient(
-    switches: Any, numbers: Any, lp: Any, h: Any, depth: Any, w1: Any, w2: Any, g: Any, z1: Any, z2: Any
-) -> None:
+def table_gradient(switches: Any, numbers: Any, lp: Any, h: Any, depth: Any, w: Any, g: Any, z: Any) -> None:
     """dL/dh of all pairs of all prompts, added to ``g``.
 
     ``lp``, ``h`` and ``g`` are [slot, prompt]: a prompt's responses that occur in pairs come first, and prompts that
     have more of them come first, so that the prompts with more than ``j`` are the first ``depth[j]``. The pairs of
-    slots i < j lie side by side, in the order j, i, prompt; so do their weights, of "i wins" and "j wins".
+    slots i < j lie side by side, in the order j, i, prompt; so do their weights ``w``, of "i wins" and of "j wins".
+    ``z`` is room to work in.
     """
     mirrored = _mirrored(switches, numbers)
     start = 0
     for j in range(1, len(depth)):
         wide = depth[j]
         size = j * wide
-        _margins(switches, numbers, j, wide, lp, lp[j], h, h[j], not mirrored, z1, z2)
+        _margins(switches, numbers, j, wide, lp, lp[j], h, h[j], not mirrored, z)
         if mirrored:
-            _slopes_of_both(numbers, z1, z2, start, size, w1, w2)
+            _slopes_of_both(numbers, z, start, size, w)
         else:
-            _slopes(switches, numbers, z1, start, size, w1)
-            _slopes(switches, numbers, z2, start, size, w2)
-        _pull(switches, numbers, j, wide, lp, lp[j], z1, z2, g, g[j])
+            for order in range(2):
+                _slopes(switches, numbers, z[order], start, size, w[order])
+        _pull(switches, numbers, j, wide, lp, lp[j], z, g, g[j])
         start += size
 
 
 @njit(**_inner)
-def batch_gradient(switches: Any, numbers: Any, lp: Any, h: Any, pairs: Any, g: Any, one: Any, two: Any) -> None:
+def batch_gradient(switches: Any, numbers: Any, lp: Any, h: Any, pairs: Any, g: Any, row: Any, room: Any) -> None:
     """The same for a list of pairs of equal weight, [pair, 2], by their places in the flat tables.
 
-    ``one`` [4, 1, pairs] and ``two`` [6, pairs] are room to work in; ``two[5]`` must hold zeros.
+    ``row`` [3, 1, pairs] and ``room`` [6, pairs] are to work in; ``room[5]`` must hold zeros.
     """
     size = len(pairs)
     for k in range(size):
-        one[0, 0, k], two[0, k] = lp[pairs[k, 0]], lp[pairs[k, 1]]
-        one[1, 0, k], two[1, k] = h[pairs[k, 0]], h[pairs[k, 1]]
-        one[2, 0, k], two[2, k] = 0, 0
-        two[4, k] = 1 / lp.dtype.type(size)
-    _margins(switches, numbers, 1, size, one[0], two[0], one[1], two[1], False, two[3], two[5])
-    _slopes(switches, numbers, two[3], 0, size, two[4])
-    _pull(switches, numbers, 1, size, one[0], two[0], two[3], two[5], one[2], two[2])
+        row[0, 0, k], room[0, k] = lp[pairs[k, 0]], lp[pairs[k, 1]]
+        row[1, 0, k], room[1, k] = h[pairs[k, 0]], h[pairs[k, 1]]
+        row[2, 0, k], room[2, k] = 0, 0
+        room[3, k] = 1 / lp.dtype.type(size)
+    _margins(switches, numbers, 1, size, row[0], room[0], row[1], room[1], False, room[4:])
+    _slopes(switches, numbers, room[4], 0, size, room[3])
+    _pull(switches, numbers, 1, size, row[0], room[0], room[4:], row[2], room[2])
     for k in range(size):
-        g[pairs[k, 0]] += one[2, 0, k]
-        g[pairs[k, 1]] += two[2, k]
+        g[pairs[k, 0]] += row[2, 0, k]
+        g[pairs[k, 1]] += room[2, k]
 
 
 @njit(**_inner)
@@ -345,18 +332,19 @@ def _losses(switches: Any, numbers: Any, z: Any, start: int, size: int, w: Any) 
 
 
 @njit(**_inner)
-def table_loss(switches: Any, numbers: Any, lp: Any, h: Any, depth: Any, w1: Any, w2: Any, z1: Any, z2: Any) -> float:
+def table_loss(switches: Any, numbers: Any, lp: Any, h: Any, depth: Any, w: Any, z: Any) -> float:
     """The mean loss, without the likelihood term, over the pairs of :func:`table_gradient`."""
     mirrored = _mirrored(switches, numbers)
     total, start = 0.0, 0
     for j in range(1, len(depth)):
         wide = depth[j]
         size = j * wide
-        _margins(switches, numbers, j, wide, lp, lp[j], h, h[j], not mirrored, z1, z2)
+        _margins(switches, numbers, j, wide, lp, lp[j], h, h[j], not mirrored, z)
         if mirrored:
             for k in range(size):
-                z2[k] = -z1[k]
-        total += _losses(switches, numbers, z1, start, size, w1) + _losses(switches, numbers, z2, start, size, w2)
+                z[1, k] = -z[0, k]
+        for order in range(2):
+            total += _losses(switches, numbers, z[order], start, size, w[order])
         start += size
     return total
 
@@ -366,46 +354,52 @@ def table_loss(switches: Any, numbers: Any, lp: Any, h: Any, depth: Any, w1: Any
 
 @njit(cache=True, **_plain)
 def forward(parameters: Any, width: int, n: int, hidden: Any, logits: Any) -> None:
-    """Logits [prompt, response]: the parameters themselves, or a network with one hidden layer on one-hot prompts."""
+    """Logits [prompt, response]: the parameters themselves, or a network with one hidden layer on one-hot prompts.
+
+    A network's parameters lie one after the other: weights [prompt, unit], biases, weights [unit, response], biases.
+    """
     if width == 0:
-        logits[:] = parameters.reshape(n, n)
-        return
-    a, b, c = n * width, n * width + width, 2 * n * width + width
-    first, bias = parameters[:a].reshape(n, width), parameters[a:b]
-    second, offset = parameters[b:c].reshape(width, n), parameters[c:]
-    for x in range(n):
-        for k in range(width):
-            hidden[x, k] = max(first[x, k] + bias[k], 0)
-        logits[x] = offset
-        for k in range(width):
+        for x in range(n):
             for y in range(n):
-                logits[x, y] += hidden[x, k] * second[k, y]
+                logits[x, y] = parameters[x * n + y]
+        return
+    bias, second = n * width, n * width + width
+    offset = second + width * n
+    zero = parameters.dtype.type(0)
+    for x in range(n):
+        for y in range(n):
+            logits[x, y] = parameters[offset + y]
+        for k in range(width):
+            unit = max(parameters[x * width + k] + parameters[bias + k], zero)
+            hidden[x, k] = unit
+            for y in range(n):
+                logits[x, y] += unit * parameters[second + k * n + y]
 
 
 @njit(**_inner)
 def _backward(parameters: Any, width: int, n: int, hidden: Any, d_logits: Any, gradient: Any) -> None:
     """The gradient in the parameters, from that in the logits."""
     if width == 0:
-        gradient[:] = d_logits.reshape(n * n)
+        for x in range(n):
+            for y in range(n):
+                gradient[x * n + y] = d_logits[x, y]
         return
-    a, b, c = n * width, n * width + width, 2 * n * width + width
-    second = parameters[b:c].reshape(width, n)
-    d_first, d_bias = gradient[:a].reshape(n, width), gradient[a:b]
-    d_second, d_offset = gradient[b:c].reshape(width, n), gradient[c:]
-    d_bias[:] = 0
-    d_second[:] = 0
-    d_offset[:] = 0
+    bias, second = n * width, n * width + width
+    offset = second + width * n
+    zero = parameters.dtype.type(0)
+    for k in range(bias, len(gradient)):
+        gradient[k] = zero
     for x in range(n):
         for y in range(n):
-            d_offset[y] += d_logits[x, y]
+            gradient[offset + y] += d_logits[x, y]
         for k in range(width):
-            back = d_logits.dtype.type(0)
-            if hidden[x, k] > 0:
+            unit, back = hidden[x, k], zero
+            if unit > 0:
                 for y in range(n):
-                    d_second[k, y] += hidden[x, k] * d_logits[x, y]
-                    back += second[k, y] * d_logits[x, y]
-            d_first[x, k] = back
-            d_bias[k] += back
+                    gradient[second + k * n + y] += unit * d_logits[x, y]
+                    back += parameters[second + k * n + y] * d_logits[x, y]
+            gradient[x * width + k] = back
+            gradient[bias + k] += back
 
 
 @njit(cache=True, **_plain)
@@ -432,6 +426,20 @@ def log_softmax(logits: Any, lp: Any, p: Any) -> bool:
 
 
 # ---------------------------------------------------------------- a run
+
+
+@njit(**_inner)
+def _clear(table: Any) -> None:
+    for x in range(table.shape[0]):
+        for y in range(table.shape[1]):
+            table[x, y] = 0
+
+
+@njit(**_inner)
+def _copy(table: Any, to: Any) -> None:
+    for x in range(table.shape[0]):
+        for y in range(table.shape[1]):
+            to[x, y] = table[x, y]
 
 
 @njit(**_inner)
@@ -502,8 +510,8 @@ def train(
     old, advantage = tables[8], tables[9]
     hidden, gradient = np.zeros((n, max(width, 1)), kind), np.zeros(size, kind)
     first, second = np.zeros(size if adam else 0, kind), np.zeros(size if adam else 0, kind)
-    z1, z2 = np.zeros(n * n, kind), np.zeros(n * n, kind)
-    one_row, many = np.zeros((4, 1, draws.shape[1]), kind), np.zeros((6, draws.shape[1]), kind)
+    z = np.zeros((2, n * n), kind)
+    row, room = np.zeros((3, 1, draws.shape[1]), kind), np.zeros((6, draws.shape[1]), kind)
     flat_lp, flat_h, flat_g = lp.reshape(-1), h.reshape(-1), g.reshape(-1)
     beta, like = numbers[BETA], numbers[SFT]
     clip, updates = kind.type(ppo[0]), int(ppo[1])
@@ -515,7 +523,7 @@ def train(
         if not log_softmax(logits, lp, p):
             return step
         while kept < len(record) and record[kept] == step:
-            logits_at[kept] = logits
+            _copy(logits, logits_at[kept])
             kept += 1
         _scores(switches, logits, lp, p, reference, h)
         if mode == EXPECTATION or (every and step % every == 0 and mode <= BATCH):
@@ -523,18 +531,18 @@ def train(
                 for x in range(n):
                     lp_at[s, x], h_at[s, x] = flat_lp[cells[s, x]], flat_h[cells[s, x]]
         if every and step % every == 0 and mode <= BATCH:
-            losses_at[step // every] = table_loss(switches, numbers, lp_at, h_at, depth, checks[0], checks[1], z1, z2)
+            losses_at[step // every] = table_loss(switches, numbers, lp_at, h_at, depth, checks, z)
         if step == steps:
             break
-        g[:] = 0
+        _clear(g)
         if mode == EXPECTATION:
-            g_at[:] = 0
-            table_gradient(switches, numbers, lp_at, h_at, depth, weights[0], weights[1], g_at, z1, z2)
+            _clear(g_at)
+            table_gradient(switches, numbers, lp_at, h_at, depth, weights, g_at, z)
             for s in range(n):
                 for x in range(n):
                     flat_g[cells[s, x]] = g_at[s, x]
         elif mode == BATCH:
-            batch_gradient(switches, numbers, flat_lp, flat_h, draws[step], flat_g, one_row, many)
+            batch_gradient(switches, numbers, flat_lp, flat_h, draws[step], flat_g, row, room)
         elif mode == POLICY:
             for x in range(n):
                 for y in range(n):
@@ -542,7 +550,7 @@ def train(
         else:
             if step % updates == 0:
                 _sample(p, uniforms[step // updates], places)
-                old[:] = lp
+                _copy(lp, old)
                 for x in range(n):
                     value = kind.type(0)
                     for y in range(n):
@@ -624,7 +632,8 @@ def measure(switches: Any, numbers: Any, lp: Any, reference: Any, weights: Any, 
     summed relative to the least likely response that occurs, since 1/pi may overflow.
     """
     n = lp.shape[0]
-    out[:] = 0
+    for k in range(7):
+        out[k] = 0
     top = 0.0
     for x in range(n):
         for i in range(n):
@@ -639,7 +648,7 @@ def measure(switches: Any, numbers: Any, lp: Any, reference: Any, weights: Any, 
                 w = weights[x, i, j]
                 if w == 0:
                     continue
-                loss, z, slope, win, lose = pair(switches, numbers, lp[x, i], lp[x, j], h[x, i], h[x, j])
+                loss, _, slope, win, lose = pair(switches, numbers, lp[x, i], lp[x, j], h[x, i], h[x, j])
                 g_i, g_j = numbers[BETA] * win * slope, -numbers[BETA] * lose * slope
                 if switches[ODDS]:
                     g_i, g_j = -g_i / math.expm1(lp[x, i]), -g_j / math.expm1(lp[x, j])

@@ -1,7 +1,7 @@
 r"""Which losses the synthetic experiment runs, as the numbers that the compiled loop takes.
 
-A method is a loss of :mod:`bdpo.losses` that is a sum over pairs, in its reading ``detach_lambda=True``, or one of three
-ways to learn from a reward:
+A method is a loss of :mod:`bdpo.losses` that is a sum over pairs, in its reading ``detach_lambda=True``, or one of
+three ways to learn from a reward:
 
 ==============  ====================================================================================================
 ``"rlhf"``      Bradley-Terry reward model on the same pairs, then the exact gradient of reward minus divergence
