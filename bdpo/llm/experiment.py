@@ -2,7 +2,7 @@ r"""The recorded experiments: what Tables 2 and 3 of the paper ask, in worlds th
 
 .. code-block:: console
 
-    $ python -m bdpo.llm.experiment table2 --seeds 5        # hours on one core; goes on where it was stopped
+    $ python -m bdpo.llm.experiment table2 --label overall --seeds 5  # goes on where it was stopped
     $ python -m bdpo.llm.experiment table3 --file harmless-base-test.jsonl.gz --seeds 5
 
 **Table 2's world** is the controlled language of `bdpo.llm.language`. For each seed: demonstrations, a supervised model
@@ -35,7 +35,6 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from bdpo import results
@@ -58,6 +57,7 @@ class Method:
     why: str
     settings: dict[str, Any] = field(default_factory=dict)
     betas: tuple[float, ...] = (0.05, 0.2, 0.8)
+    rate: float | None = None  # tuned where None
     like: str | None = None  # not tuned: takes the settings of this method,
     factor: float = 1.0  # with beta multiplied by this
 
@@ -81,10 +81,14 @@ METHODS: dict[str, Method] = {
     "dpo_sft": Method("DPO + SFT term", "dpo_sft", "control: another way to hold the winner up", {"sft_weight": 0.2}),
     "simpo": Method("SimPO", "simpo", "control: no reference, mean log-probs", {"gamma": 0.5}, (1.0, 2.5, 6.0)),
     "ipo": Method("IPO", "ipo", "control: a bounded target for the margin"),
-    "rloo_exact": Method("RLHF (RLOO), exact reward", "rloo", "control: online, told the truth", betas=(0.05, 0.2)),
-    "rloo_learned": Method("RLHF (RLOO), learned reward", "rloo", "control: online", betas=(0.05, 0.2)),
+    "rloo_exact": Method(
+        "RLHF (RLOO), exact reward", "rloo", "control: online, told the truth; not tuned", betas=(0.05,), rate=1e-3
+    ),
+    "rloo_learned": Method(
+        "RLHF (RLOO), learned reward", "rloo", "control: online; not tuned", betas=(0.05,), rate=1e-3
+    ),
 }
-RATES = (2e-4, 6e-4, 2e-3)
+RATES, MIDDLE = (2e-4, 6e-4, 2e-3, 6e-3), 6e-4
 
 
 @dataclass(frozen=True)
@@ -454,7 +458,6 @@ def tuned(
     dict
         Method to (beta, rate).
     """
-    middle = RATES[len(RATES) // 2]
     best: dict[str, tuple[float, float]] = {}
 
     def value(method: str, beta: float, rate: float) -> float:
@@ -468,8 +471,10 @@ def tuned(
 
     chosen = {method: METHODS[method] for method in methods}
     for method, spec in chosen.items():
-        if spec.like is None:
-            beta = max(spec.betas, key=lambda b: value(method, b, middle))
+        if spec.rate is not None:
+            best[method] = (spec.betas[0], spec.rate)
+        elif spec.like is None:
+            beta = max(spec.betas, key=lambda b: value(method, b, MIDDLE))
             best[method] = (beta, max(RATES, key=lambda r: value(method, beta, r)))
     for method, spec in chosen.items():
         if spec.like is not None:
@@ -511,43 +516,40 @@ class Record:
 
 
 def table2(
+    label: str,
     seeds: Iterable[int],
     setup: Setup | None = None,
     *,
     methods: Sequence[str] = tuple(METHODS),
-    labels: Sequence[str] = LABELS,
     folder: Path,
     root: Path | None = None,
-    progress: bool = True,
 ) -> None:
-    """Record ``llm/tuning``, ``llm/table2`` and ``llm/curves``, seed by seed, going on where they end.
+    """Record ``llm/tuning``, then ``llm/table2-LABEL`` and ``llm/curves-LABEL``, going on where they end.
 
     Parameters
     ----------
+    label
+        Which label decides the winner.
     seeds
-        Seeds to record, each with all labels and methods before the next.
-    setup, methods, labels
-        What to run.
+        Seeds to record, each with all methods before the next.
+    setup, methods
+        What to run. Methods that are left out now may follow later.
     folder
         Where models are kept.
     root
         As in `bdpo.results.write`.
-    progress
-        Whether to show a progress bar.
     """
     setup = setup or Setup()
     same = {"setup": dataclasses.asdict(setup), "clip": _CLIP["clip"], "rates": list(RATES), "tuned_on": TUNED_ON}
     trials = Record("llm/tuning", same, root)
     finer = dataclasses.replace(setup, prompts=2 * setup.prompts)
-    best = tuned(World(finer, TUNING_SEED, "validation", folder=folder), trials.rows, trials.save, methods)
+    best = tuned(World(finer, TUNING_SEED, "validation", folder=folder), trials.rows, trials.save)
     same["chosen"] = {method: list(pair) for method, pair in best.items()}
-    table, curves = Record("llm/table2", same, root), Record("llm/curves", same, root)
+    table, curves = (Record(f"llm/{name}-{label}", same, root) for name in ("table2", "curves"))
     for seed in seeds:
         world = World(setup, seed, folder=folder)
-        for label, method in tqdm(
-            [(x, m) for x in labels for m in ("sft", *methods)], f"seed {seed}", disable=not progress
-        ):
-            if table.has(seed=seed, label=label, method=method):
+        for method in ("sft", *methods):
+            if table.has(seed=seed, method=method):
                 continue
             if method == "sft":
                 first = {"beta": 0.0, "rate": 0.0, "step": 0, "checkpoint": 0, "status": "ok"}
@@ -557,15 +559,18 @@ def table2(
                 rows, curve = run(world, label, method, beta=best[method][0], rate=best[method][1])
             table.rows += rows
             curves.rows += curve
-            if curve:
+            if curves.rows:
                 curves.save()
             table.save()
+            print(f"{label}, seed {seed}, {method}: utility {rows[-1].get('utility')}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Record an experiment."""
     parser = argparse.ArgumentParser(prog="python -m bdpo.llm.experiment", description="Record an experiment.")
     parser.add_argument("name", choices=["table2", "table3"])
+    parser.add_argument("--label", choices=LABELS, default=LABELS[0], help="the label of table2")
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="record the seeds 0 to N-1 (default: 5)")
     parser.add_argument("--file", type=Path, help="the preference file of table3")
     parser.add_argument("--work", type=Path, default=Path("_build/llm"), help="where models are kept")
@@ -573,7 +578,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # the recorded numbers belong to one thread
     transformers.utils.logging.disable_progress_bar()
     if options.name == "table2":
-        table2(range(options.seeds), folder=options.work)
+        table2(options.label, range(options.seeds), methods=options.methods, folder=options.work)
 
 
 if __name__ == "__main__":
