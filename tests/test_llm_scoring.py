@@ -309,6 +309,7 @@ def test_other_architectures_are_sampled_compared_and_judged(kind):
     assert judged(scorer, *texts).std() > 0.1
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks for it
 def test_a_judge_is_not_built_on_an_adapter(model):
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(near(model), peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
