@@ -5,8 +5,8 @@ nats; an objective that compares means takes the lengths and divides itself. :ma
 is returned for every pair (or response, or prompt), not yet averaged. No function keeps a state: what an objective
 needs to remember of earlier batches, it takes as an argument.
 
-**Accuracy.** In float64, for log-probs from -2000 to -1e-9 and the settings swept in ``tests/test_losses.py``, value
-and gradients have a relative error below 1e-8, down to where float64 underflows (some 1e-307). Where a number is a sum
+**Accuracy.** In float64, for log-probs from -2000 to -1e-9 and the settings swept by `bdpo.losses.audit`, value and
+gradients have a relative error below 1e-8, down to where float64 underflows (some 1e-307). Where a number is a sum
 of terms of either sign, the error is relative to the sum of their sizes; the docstrings say where. float16 and bfloat16
 are computed in float32 and returned in the dtype they came in.
 
