@@ -237,8 +237,8 @@ def dpo_sft(
     Notes
     -----
     The paper puts its weight on the other term: divide its loss by its :math:`\alpha`, and :math:`\omega = 1/\alpha`.
-    Its response is reasoning and answer together. TRL's "rpo_alpha" was :math:`\omega`, with the mean over all tokens of
-    the batch instead of a mean for every pair.
+    Its response is reasoning and answer together. TRL's "rpo_alpha" was :math:`\omega`, with the mean over all tokens
+    of the batch instead of a mean for every pair.
 
     Source: Eq 1 of arXiv:2404.19733.
     """
