@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: How many logits are held at a time: 8 MiB in float32, which leaves room in a cache for what they are made of.
-CHUNK_SIZE = 2**21
+#: How many logits are held at a time: 4 MiB in float32, which leaves room in a cache for what they are made of.
+CHUNK_SIZE = 2**20
 
 
 def sequence_logps(
