@@ -551,8 +551,11 @@ def _logps_of(s: Settings, parameters: NDArray[Any]) -> NDArray[Any]:
 
 
 def _reward_model(s: Settings, w: _World, start: NDArray[Any]) -> NDArray[Any]:
-    """Scores [prompt, response] of a Bradley-Terry model of the policy's shape, trained on the pairs of the method."""
-    scores = start.copy()
+    """Scores [prompt, response] of a Bradley-Terry model of the policy's shape, trained on the pairs of the method.
+
+    A table starts from zeros, that is, from no opinion, rather than from the logits of the first policy.
+    """
+    scores = np.zeros_like(start) if s.policy == "tabular" else start.copy()
     steps = s.steps if s.reward_steps is None else s.reward_steps
     how = (_pair_mode(s), *coefficients("reward_bt", dtype=np.dtype(s.dtype)))
     _, logits, _ = _stage(s, w, how, scores, np.zeros((s.n, s.n)), 2, steps, record=[steps])
