@@ -88,7 +88,7 @@ def rows(settings: Sequence[Settings]) -> pd.DataFrame:
     return table.drop(columns=["logps", "kind"])
 
 
-def against_ppo(seeds: int = 24) -> list[Settings]:
+def against_ppo(seeds: int = 16) -> list[Settings]:
     """Every method on the same data as PPO, with masks, label noise and distribution shift, one at a time.
 
     A table of logits (Adam, rate 0.01) and the network of the central reading see masks, then label noise. The table

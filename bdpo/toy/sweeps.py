@@ -284,7 +284,7 @@ RECORDED = {
     "against_ppo": Recorded(
         "Distances to PPO under masks, label noise and distribution shift",
         distances.against_ppo,
-        24,
+        16,
         _NEAR,
         narrow=True,
         rows=distances.rows,
