@@ -5,6 +5,7 @@ import math
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +19,9 @@ pytest.importorskip("accelerate")
 pytest.importorskip("peft")
 
 import peft
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -26,7 +30,7 @@ from bdpo import losses
 from bdpo.llm import memory
 from bdpo.llm.objective import METRICS, Objective
 from bdpo.llm.pairs import ATTENTION, SHARING, PairCollator, Pairs, add_pair_scoring, check_model, score, tokenize
-from bdpo.llm.trainer import PreferenceArguments, PreferenceTrainer, TrainingDiverged
+from bdpo.llm.trainer import PreferenceArguments, PreferenceTrainer, TrainingDiverged, _check_distribution
 
 # PEFT asks transformers for a property under its older name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -574,6 +578,55 @@ def test_activations_are_what_autograd_keeps(precision: str) -> None:
     measured = sum(x.untyped_storage().nbytes() for x in kept.values())
     paper = memory.estimate(config, pairs=8, prompt_tokens=64, response_tokens=32, precision=precision)
     assert paper.activations == pytest.approx(measured, rel=0.1)
+
+
+def test_the_page_on_scaling_shows_what_is_computed(root: Path) -> None:
+    lengths = {"pairs": 8, "prompt_tokens": 192, "response_tokens": 96}
+    table = memory.table(LlamaConfig(), **lengths)
+    page = (root / "book" / "scaling.md").read_text()
+    assert table in page, "paste the output of memory.table into book/scaling.md"
+
+    def case(name: str, checkpointing: bool = True, **other: Any) -> memory.Estimate:
+        return memory.estimate(LlamaConfig(), checkpointing=checkpointing, **(lengths | memory.CASES[name] | other))
+
+    one, node, nodes = (case(name) for name in ("1 GPU, all weights", "8 GPUs, FSDP", "4 nodes of 8 GPUs, FSDP"))
+    wide = case("the same, 32 pairs a GPU")
+    words = " ".join(page.split())
+    for sentence in (
+        f"bytes a parameter, {(one.weights + one.gradients + one.optimizer) / 1e9:.0f} GB",
+        f"layers keep theirs, {case('8 GPUs, FSDP', checkpointing=False).activations / 1e9:.0f} GB",
+        f"in float32 would take {one.avoided / 1e9:.1f} GB",
+        f"one row of {192 + 2 * 96} positions instead of two of {192 + 96}",
+        f"{node.communicated / 1e9:.0f} GB with 8 GPUs",
+        f"in {node.communicated / memory.NVLINK:.2f} s, behind {node.seconds:.2f} s of computation",
+        f"the {nodes.communicated / 1e9:.0f} GB take {nodes.seconds:.2f} s",
+        f"four nodes do {nodes.tokens_per_second / node.tokens_per_second:.1f} times what one does",
+        f"computation takes {wide.seconds:.2f} s",
+        f"trains {memory.CASES['1 GPU, LoRA of rank 16']['trainable'] / 1e6:.0f} million parameters",
+    ):
+        assert sentence in words, sentence
+
+
+@pytest.mark.parametrize(("name", "processes"), [("fsdp-8gpu", 8), ("fsdp-4nodes", 32)])
+def test_configuration_files_are_what_accelerate_reads(name: str, processes: int, root: Path) -> None:
+    file = root / "bdpo" / "llm" / "configs" / f"{name}.yaml"
+    config = load_config_from_file(str(file))
+    assert config.distributed_type == DistributedType.FSDP
+    assert config.num_processes == processes
+    asked = {key.removeprefix("fsdp_"): value for key, value in config.fsdp_config.items()}
+    names = asked.pop("transformer_layer_cls_to_wrap").split(",")
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=asked.pop("version"), transformer_cls_names_to_wrap=names)
+    assert plugin.fsdp_version == 2
+    assert not asked.keys() - {*vars(plugin), "offload_params"}, "accelerate knows every key"
+    assert names == list(model()._no_split_modules)
+    assert file.name in (root / "book" / "scaling.md").read_text()
+
+
+def test_deepspeed_is_refused(tmp_path: Path) -> None:
+    trainer = PreferenceTrainer(model(), arguments(tmp_path), pairs())
+    accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    with pytest.raises(ValueError, match="use FSDP"):
+        _check_distribution(accelerator, trainer.args)
 
 
 def test_nonsense_is_not_estimated() -> None:

@@ -97,7 +97,8 @@ def run(
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     # A resumed run may be given any weights, here others than the first run was: all that counts is the checkpoint.
     start = model().apply(_blur) if resume else model()
-    instance = trainer(start, arguments, pairs(rows), pairs(6, seed=1))
+    reference = model() if arguments.reference == "online" else None
+    instance = trainer(start, arguments, pairs(rows), pairs(6, seed=1), ref_model=reference)
     instance.train(resume_from_checkpoint=str(folder / "checkpoint-2") if resume else None)
     weights = instance.accelerator.get_state_dict(instance.model_wrapped)
     history = instance.state.log_history
@@ -144,7 +145,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_accumulation_is_the_same_trajectory(base: dict[str, Any], tmp_path: Path) -> None:
     assert same(base, run(tmp_path, 4, 2))
-    assert same(base, run(tmp_path, 2, 4))
 
 
 def test_a_ragged_last_batch_weighs_each_pair_once(tmp_path: Path) -> None:
@@ -204,6 +204,7 @@ def processes(folder: Path) -> dict[str, Any]:
         "ddp bypassed": lambda: run(folder / "bypassed", 4, trainer=Bypass),
         "fsdp": lambda: run(folder / "fsdp", 4, **fsdp),
         "fsdp resumed": lambda: run(folder / "fsdp", 4, resume=True, **fsdp),
+        "fsdp, online reference": lambda: run(folder / "online", 4, reference="online", **fsdp),
     }
     return {name: go() for name, go in runs.items()}
 
@@ -231,7 +232,7 @@ def test_two_processes_share_their_running_statistics(two: dict[str, Any], tmp_p
     assert same(run(tmp_path, 8, loss="alpha_dpo"), two["ddp with statistics"])
 
 
-@pytest.mark.parametrize("name", ["fsdp", "fsdp resumed"])
+@pytest.mark.parametrize("name", ["fsdp", "fsdp resumed", "fsdp, online reference"])
 def test_sharded_weights_are_the_same_trajectory(base: dict[str, Any], two: dict[str, Any], name: str) -> None:
     assert two[name]["wrapper"] == "FSDPLlamaForCausalLM"
     assert same(base, two[name])
@@ -242,7 +243,7 @@ def test_around_the_wrapper_is_another_trajectory(base: dict[str, Any], two: dic
 
 
 def test_fsdp_that_would_be_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="fsdp"):
+    with pytest.raises(ValueError, match="FSDP was asked for, but accelerate runs NO instead"):
         PreferenceTrainer(
             model(), PreferenceArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], fsdp=True), pairs(4)
         )

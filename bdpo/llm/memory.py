@@ -39,10 +39,13 @@ PRECISIONS = {
     "bf16-mixed": (4, 4, 8, 2),  # float32 weights, products in bfloat16
     "bf16": (2, 2, 4, 2),  # all of it in bfloat16, moments included
 }
-SHARDING = ("none", "zero2", "fsdp")
+SHARDING = ("none", "fsdp")
 
 #: Dense bfloat16 operations a second of one device, from its data sheet.
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+
+#: Bytes a second that one device sends while it receives as many: NVLink of an H100; a network card of 400 Gb/s each.
+NVLINK, NETWORK = 450e9, 50e9
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Estimate:
     positions: int  #: positions computed in an optimiser step, over all devices
     communicated: float  #: bytes that a device sends, and receives, in an optimiser step
     flops: float  #: operations of an optimiser step over all devices, without recomputation
-    seconds: float  #: at the stated MFU, communication hidden behind computation
+    seconds: float  #: of computation at the stated MFU, or of communication, whichever takes longer: they overlap
     mfu: float
 
     @property
@@ -149,6 +152,7 @@ def estimate(
     trainable: int | None = None,
     peak_flops: float = PEAK_FLOPS["H100"],
     mfu: float = 0.4,
+    bandwidth: float = NVLINK,
 ) -> Estimate:
     """Estimate a step of `bdpo.llm.trainer.PreferenceTrainer` from a configuration.
 
@@ -165,7 +169,7 @@ def estimate(
     devices
         How many take part; each has its own pairs.
     sharding
-        ``"none"`` (DDP, or a single device), ``"zero2"`` (gradients and moments divided) or ``"fsdp"`` (weights too).
+        ``"none"`` (a single device, or DDP) or ``"fsdp"`` (weights, gradients and moments are divided).
     precision
         A key of `PRECISIONS`. Frozen weights and a reference are held in the precision that is computed in.
     checkpointing
@@ -173,11 +177,14 @@ def estimate(
     share_prompt
         Whether the prompt is computed once for both responses.
     online_reference
-        Whether the weights of a reference lie beside the model's, whole on every device.
+        Whether the weights of a reference lie beside the model's, whole on every device, and are run at every step. A
+        precomputed reference is run once, on all pairs.
     trainable
         How many parameters are trained, if not all: those of the adapter.
     peak_flops, mfu
         Operations a second of one device at best, and the share of it that is reached: an assumption, between 0 and 1.
+    bandwidth
+        Bytes a second that a device sends: `NVLINK` within a node, `NETWORK` between nodes.
 
     Returns
     -------
@@ -199,7 +206,7 @@ def estimate(
     trained = counts.total if trainable is None else parameters.integer("trainable", trainable, 1, 2 * counts.total)
     as_trained, gradient, moments, computed = PRECISIONS[precision]
     frozen = 0 if trainable is None else counts.total
-    split_weights, split_rest = (devices if sharding in kinds else 1 for kinds in (("fsdp",), ("fsdp", "zero2")))
+    parts = devices if sharding == "fsdp" else 1
     copy = (
         computed * counts.total if precision == "bf16-mixed" and not frozen else 0
     )  # autocast keeps the casts of a pass
@@ -216,23 +223,25 @@ def estimate(
     logits = 4.0 * min(CHUNK_SIZE, scored * config.vocab_size) + 4 * scored * width
 
     passes = 6 if not frozen else 4  # a frozen weight needs no gradient of its own
-    attention = 6 * counts.layers * heads * head_size * pairs * rows * length**2  # causal: half of the square
+    passes += 2 * online_reference
+    attention = (
+        (6 + 2 * online_reference) * counts.layers * heads * head_size * pairs * rows * length**2
+    )  # causal: half of the square
     flops = (
         (passes * (counts.total - counts.embedding * (counts.head > 0)) * tokens + attention) * accumulation * devices
     )
     share = (devices - 1) / devices
     communicated = {
         "none": 2 * share * gradient * trained,
-        "zero2": share * (gradient + computed) * trained,
         "fsdp": share * (2 * computed * counts.total + computed * trained) * accumulation,
     }[sharding]
     return Estimate(
         parameters=counts.total + (trained if frozen else 0),
         trainable=trained,
         devices=devices,
-        weights=(as_trained * trained + computed * frozen) / split_weights,
-        gradients=gradient * trained / split_rest,
-        optimizer=moments * trained / split_rest,
+        weights=(as_trained * trained + computed * frozen) / parts,
+        gradients=gradient * trained / parts,
+        optimizer=moments * trained / parts,
         gathered=gathered,
         activations=activations,
         logits=logits,
@@ -241,6 +250,35 @@ def estimate(
         positions=tokens * accumulation * devices,
         communicated=communicated,
         flops=flops,
-        seconds=flops / (devices * peak_flops * mfu),
+        seconds=max(flops / (devices * peak_flops * mfu), communicated / bandwidth),
         mfu=mfu,
     )
+
+
+#: The cases of the page on scaling, and what is passed to `estimate`; the adapter is on all linear layers but the head.
+CASES: dict[str, dict[str, Any]] = {
+    "1 GPU, all weights": {},
+    "1 GPU, LoRA of rank 16": {"trainable": 39_976_960},
+    "8 GPUs, DDP, all weights": {"devices": 8},
+    "8 GPUs, FSDP": {"devices": 8, "sharding": "fsdp"},
+    "8 GPUs, FSDP, online reference": {"devices": 8, "sharding": "fsdp", "online_reference": True},
+    "4 nodes of 8 GPUs, FSDP": {"devices": 32, "sharding": "fsdp", "bandwidth": NETWORK},
+    "the same, 32 pairs a GPU": {"devices": 32, "sharding": "fsdp", "bandwidth": NETWORK, "pairs": 32},
+}
+
+
+def table(config: Any, **lengths: Any) -> str:
+    """The cases of the page on scaling as a table in Markdown, with activation checkpointing."""
+    lines = [
+        "| on paper, not run | weights | gradients, moments | gathered | activations, logits | reference | a GPU needs "
+        "| 80 GB | sent a step | positions/s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, case in CASES.items():
+        e = estimate(config, checkpointing=True, **(lengths | case))
+        parts = (e.weights, e.gradients + e.optimizer, e.gathered, e.activations + e.logits, e.reference, e.total)
+        fits = "yes" if e.fits(80 * GB) else "no"
+        speed = f"{e.tokens_per_second:,.0f}" if fits == "yes" else "–"
+        cells = [name, *(f"{part / GB:.1f}" for part in parts), fits, f"{e.communicated / GB:.1f}", speed]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

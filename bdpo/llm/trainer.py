@@ -166,7 +166,8 @@ class PreferenceTrainer(Trainer):
         self.ref_model = ref_model
         if ref_model is not None:
             ref_model.eval()
-            self.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
+            # Whole on every device, also beside a model that is sharded.
+            self.ref_model = self.accelerator.prepare_model(ref_model.to(self.args.device), evaluation_mode=True)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole batch
         self.model_accepts_loss_kwargs = False
         self.label_names = []
@@ -413,16 +414,16 @@ def _check_arguments(args: PreferenceArguments, objective: Objective, model: Any
 
 
 def _check_distribution(accelerator: Any, args: PreferenceArguments) -> None:
-    if args.fsdp and accelerator.distributed_type != "FSDP":
+    kind = accelerator.distributed_type
+    if kind == "DEEPSPEED":
         raise ValueError(
-            f"fsdp was asked for, but accelerate runs {accelerator.distributed_type.value} instead: it starts FSDP for "
-            "several processes with a GPU each, and not otherwise"
+            "DeepSpeed: on their way into the loss, transformers would round the reference's log-probs, which are sums "
+            "over many tokens, to the 8 bits of bfloat16; use FSDP, which shards as much as ZeRO-3"
         )
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    if plugin is not None and plugin.zero_stage == 3:
+    if (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true") and kind != "FSDP":
         raise ValueError(
-            "DeepSpeed ZeRO-3 cuts the output head into parts that are not there when its weights are read: "
-            "use FSDP, which shards as much, or ZeRO-2"
+            f"FSDP was asked for, but accelerate runs {kind.value} instead: it starts FSDP for several processes that "
+            "have a GPU each, and not otherwise"
         )
 
 

@@ -49,7 +49,7 @@ class ObjectiveTrainer(DPOTrainer):
     ------
     ValueError
         For an unknown loss or setting; for settings of ``DPOConfig`` that would shape TRL's own loss and have no effect
-        here; for images, an auxiliary loss of experts, DeepSpeed ZeRO-3, and a PeftModel that was trained before.
+        here; for images, an auxiliary loss of experts, DeepSpeed, and a PeftModel (pass the model and a `peft_config`).
     """
 
     args: DPOConfig
@@ -78,9 +78,8 @@ class ObjectiveTrainer(DPOTrainer):
         self.objective = Objective(loss, settings, momentum=momentum)
         if self._is_vision_dataset:
             raise ValueError("pairs with images are not supported")
-        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
-        if plugin is not None and plugin.zero_stage == 3:
-            raise ValueError("DeepSpeed ZeRO-3 is not supported: use FSDP or ZeRO-2")
+        if self.accelerator.distributed_type == "DEEPSPEED":
+            raise ValueError("DeepSpeed is not supported: use FSDP")
         model = self.accelerator.unwrap_model(self.model)
         if "ref" in getattr(model, "peft_config", {}):
             raise ValueError("a PeftModel is given: merge it, and pass the model and a peft_config")
