@@ -1,4 +1,5 @@
-"""The command ``bdpo``: build the book, execute a chapter with other parameters, read the verdicts, serve the site."""
+"""The command ``bdpo``: build the book, execute a chapter with other parameters, read the verdicts, serve the site; and
+train language models on preferences (`bdpo.llm.commands`)."""
 
 import argparse
 import contextlib
@@ -13,6 +14,7 @@ from typing import Any
 
 import bdpo
 from bdpo import publish
+from bdpo.llm import commands as language_models
 
 
 def say(line: str) -> None:
@@ -131,7 +133,9 @@ def full(row: dict[str, Any]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="bdpo", description="The audited book on gradient imbalance in DPO.")
+    top = argparse.ArgumentParser(
+        prog="bdpo", description="The audited book on gradient imbalance in DPO, and training on preferences."
+    )
     top.add_argument("--version", action="version", version=f"bdpo {bdpo.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -168,6 +172,8 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("sync", sync, "write each notebook's .ipynb from its text")
     one.add_argument("--check", action="store_true", help="write nothing; fail if one differs")
+
+    language_models.add(commands)
     return top
 
 

@@ -24,7 +24,6 @@ import functools
 import hashlib
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -265,9 +264,9 @@ def evaluate(world: World, label: str, policy: Any) -> dict[str, float]:
         "learned_help": float(reward.mean()),
         "learned_harm": float(cost.mean()),
         "learned_safe": float((cost < 0).mean()),
-        "agree_help": _finite(scoring.agreement([row["help"] for row in rows], reward)["pairs"]),
-        "agree_harm": _finite(scoring.agreement([row["harm"] for row in rows], cost)["pairs"]),
-        "agree_sign": scoring.agreement([row["harm"] for row in rows], cost)["sign"],
+        "agree_help": _finite(scoring.agreement([row["help"] for row in rows], reward.tolist())["pairs"]),
+        "agree_harm": _finite(scoring.agreement([row["harm"] for row in rows], cost.tolist())["pairs"]),
+        "agree_sign": scoring.agreement([row["harm"] for row in rows], cost.tolist())["sign"],
     }
 
 
@@ -367,12 +366,14 @@ CURVE = {
 }
 
 
-def reward_of(world: World, label: str, *, learned: bool) -> Callable[..., list[float]]:
+def reward_of(world: World, label: str, *, learned: bool) -> Callable[..., list[float | None]]:
     """The reward that RLOO follows: what the label follows, exactly, or the judge that was trained on the label."""
     judge = world.judge(label) if learned else None
     sign = -1.0 if label == "safe" else 1.0  # a cost is to be small
 
-    def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def reward(
+        prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any
+    ) -> list[float | None]:
         ended = [ids[-1] == world.tokenizer.eos_token_id for ids in completion_ids]
         if judge is not None:
             return (sign * scoring.judged(judge, world.tokenizer, prompts, completions, ended=ended)).tolist()
@@ -389,7 +390,7 @@ def rloo(
 
     Parameters and rows as in `run`; beta is the weight of the KL penalty, and there is no validation loss.
     """
-    from datasets import Dataset
+    from datasets import Dataset  # type: ignore[import-untyped]
     from trl import RLOOConfig, RLOOTrainer
 
     s = world.setup
@@ -551,10 +552,11 @@ def table2(
         for method in ("sft", *methods):
             if table.has(seed=seed, method=method):
                 continue
+            curve: list[dict[str, Any]] = []
             if method == "sft":
                 first = {"beta": 0.0, "rate": 0.0, "step": 0, "checkpoint": 0, "status": "ok"}
                 first |= evaluate(world, label, world.reference)
-                rows, curve = [{"seed": seed, "label": label, "method": method, **first}], []
+                rows = [{"seed": seed, "label": label, "method": method, **first}]
             else:
                 rows, curve = run(world, label, method, beta=best[method][0], rate=best[method][1])
             table.rows += rows
@@ -582,4 +584,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -44,7 +44,7 @@ def _integer(low: int, high: int = 2**31) -> Any:
     return partial(parameters.integer, low=low, high=high)
 
 
-def _number(low: float, high: float, **open_ends: bool) -> Any:
+def _number(low: float, high: float, **open_ends: Any) -> Any:
     return partial(parameters.number, low=low, high=high, **open_ends)
 
 
@@ -167,6 +167,29 @@ SETTINGS: dict[str, Setting] = {
         _MODELS,
         _integer(2, 2**20),
     ),
+    "truncation": Setting(
+        "what to do with a longer row: stop with an error, cut the prompt's beginning or the response's end, drop it",
+        str,
+        "error",
+        _OURS + "nothing is lost silently",
+        _TRAINING,
+        _choice("error", "prompt", "response", "drop"),
+    ),
+    "pad_token": Setting(
+        "token of the vocabulary to pad with, where the tokenizer has none",
+        str,
+        None,
+        _OURS + "the tokenizer's own",
+        _MODELS,
+    ),
+    "judge": Setting(
+        "reward: better responses score higher; cost: harmful ones do, and unsafe ones above 0",
+        str,
+        "reward",
+        _OURS + "the one that needs a label only",
+        ("reward",),
+        _choice("reward", "cost"),
+    ),
     "dtype": Setting(
         "float32, or bf16 where the device has it",
         str,
@@ -204,7 +227,7 @@ SETTINGS: dict[str, Setting] = {
         float,
         0.05,
         _OURS + "enough to see a jump of the loss",
-        (*_TRAINING, "evaluate"),
+        _TRAINING,
         _number(0, 0.5),
     ),
     "evaluate_every": Setting(

@@ -83,8 +83,8 @@ def write(
         **results.origin(),
     }
     report = _plain(report)
-    _whole(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    _whole(folder / "report.html", page(report))
+    whole(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    whole(folder / "report.html", page(report))
     return report
 
 
@@ -196,7 +196,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def _whole(path: Path, text: str) -> None:
+def whole(path: Path, text: str) -> None:
     """Write a file under another name and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f".{path.name}.{os.getpid()}")

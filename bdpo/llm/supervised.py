@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from bdpo.llm.pairs import tokenize
 from bdpo.llm.trainer import TrainingDiverged
 
 IGNORED = -100  # the label of a token that is not scored
@@ -23,50 +24,36 @@ class Responses(Dataset):
     ----------
     rows
         Mappings with the texts ``prompt`` and ``response``, or ``prompt`` and ``chosen``.
-    tokenizer
-        Of transformers, with an end-of-sequence token. The prompt keeps its own special tokens.
-    max_length
-        In tokens, prompt and response together. A longer prompt loses its beginning (but for the beginning-of-sequence
-        token), then a longer response its end.
+    tokenizer, max_length, truncation
+        As in `bdpo.llm.pairs.tokenize`.
 
     Raises
     ------
-    ValueError
-        For no rows, a missing column, a tokenizer without an end-of-sequence token.
+    ValueError, TypeError
+        As `bdpo.llm.pairs.tokenize`; for rows without a response.
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]], tokenizer: Any, max_length: int) -> None:
+    def __init__(
+        self, rows: Iterable[Mapping[str, Any]], tokenizer: Any, max_length: int, truncation: str = "error"
+    ) -> None:
         rows = list(rows)
-        if not rows:
-            raise ValueError("no rows: the dataset is empty")
-        answer = next((name for name in ("response", "chosen") if name in rows[0]), None)
-        if answer is None or "prompt" not in rows[0]:
-            raise ValueError(f"row 0 has the columns {list(rows[0])}; it needs prompt, and response or chosen")
-        eos = tokenizer.eos_token_id
-        if eos is None:
-            raise ValueError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token")
-        prompts = tokenizer([row["prompt"] for row in rows])["input_ids"]
-        answers = tokenizer([row[answer] for row in rows], add_special_tokens=False)["input_ids"]
-        self.items = []
-        for prompt, response in zip(prompts, answers, strict=True):
-            prompt = prompt[:-1] if prompt[-1:] == [eos] else prompt
-            head = prompt[:1] if prompt[:1] == [tokenizer.bos_token_id] else []
-            response = [*response, eos][: max_length - len(head) - 1]
-            room = max_length - len(response)
-            if len(prompt) > room:
-                prompt = head + prompt[len(prompt) - room + len(head) :]
-            self.items.append({"prompt": prompt, "response": response})
+        answer = next((name for name in ("response", "chosen") if rows and name in rows[0]), "")
+        if rows and (not answer or "prompt" not in rows[0]):
+            raise ValueError(f"row 0 has the columns {', '.join(rows[0])}; it needs prompt, and response or chosen")
+        twice = [{"prompt": row["prompt"], "chosen": row[answer], "rejected": row[answer]} for row in rows]
+        self.pairs = tokenize(twice, tokenizer, max_length=max_length, truncation=truncation)
+        self.counts = self.pairs.counts
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.pairs)
 
-    def __getitem__(self, row: int) -> dict[str, list[int]]:
-        return self.items[row]
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {"prompt": self.pairs.prompts[row], "response": self.pairs.chosen[row]}
 
 
-def collate(items: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Items of `Responses` as one batch, padded on the right: ``input_ids``, ``attention_mask``, ``labels``."""
-    rows = [(item["prompt"] + item["response"], len(item["prompt"])) for item in items]
+    rows = [([*item["prompt"], *item["response"]], len(item["prompt"])) for item in items]
     width = max(len(ids) for ids, _ in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
@@ -96,6 +83,7 @@ def trainer(
     tokenizer: Any,
     *,
     max_length: int,
+    truncation: str = "error",
     validation: Iterable[Mapping[str, Any]] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trainer:
@@ -105,7 +93,7 @@ def trainer(
     ----------
     model, args
         As ``Trainer`` takes them.
-    rows, tokenizer, max_length
+    rows, tokenizer, max_length, truncation
         As in `Responses`.
     validation
         Rows of the same form, or None.
@@ -123,8 +111,8 @@ def trainer(
         model,
         args,
         collate,
-        train_dataset=Responses(rows, tokenizer, max_length),
-        eval_dataset=None if validation is None else Responses(validation, tokenizer, max_length),
+        train_dataset=Responses(rows, tokenizer, max_length, truncation),
+        eval_dataset=None if validation is None else Responses(validation, tokenizer, max_length, truncation),
         processing_class=tokenizer,
         callbacks=[*callbacks, StopsAtNaN()],
     )
