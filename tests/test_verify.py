@@ -1,6 +1,7 @@
 """The checkers themselves: each accepts what is true, rejects what is false, and refuses what cannot fail."""
 
 from fractions import Fraction
+from math import comb
 
 import pytest
 import sympy as sp
@@ -319,6 +320,40 @@ def test_measured_mean_refuses_too_little(values):
 def test_measured_mean_refuses_diverged_runs():
     with pytest.raises(ValueError, match="diverged"):
         v.measured_mean([1.0, float("nan"), 2.0], "<", 0, words="w", domain="d")
+
+
+def test_measured_median_passes_fails_and_abstains_and_kills_all_mutants_where_it_decides():
+    few = [1.0, 2.0, 3.0, 4.0, 5.0, 600.0]  # 6 runs: from the smallest to the largest
+    above, below = (v.measured_median(few, side, 0.5, words="w", domain="d") for side in "><")
+    assert (above.passed, below.passed) == (True, False)
+    assert above.mutants_killed == below.mutants_killed == 3
+    assert v.measured_median(few, ">", 1.5, words="w", domain="d").passed is None
+    assert above.detail == "median 3.5, 95% interval [1, 600], n = 6"
+
+
+@pytest.mark.parametrize("n", [6, 8, 9, 16, 40])
+def test_the_interval_of_the_median_is_the_narrowest_that_the_sign_test_allows(n):
+    """Its two tails, counted exactly: P(Bin(n, 1/2) < k) at most 1/40 for the k used, more for the next."""
+
+    def tail(k):
+        return Fraction(sum(comb(n, j) for j in range(k)), 2**n)
+
+    k = max(k for k in range(1, n) if tail(k) <= Fraction(1, 40))
+    detail = v.measured_median(range(1, n + 1), ">", 0, words="w", domain="d").detail
+    assert f"interval [{k}, {n + 1 - k}]" in detail
+
+
+def test_measured_median_takes_equal_values_and_abstains_at_a_tie():
+    same = v.measured_median([0.0] * 8, "<", 0.5, words="w", domain="d")
+    assert (same.passed, same.mutants_killed) == (True, 3)
+    assert v.measured_median([0.5] * 8, "<", 0.5, words="w", domain="d").passed is None
+
+
+def test_measured_median_refuses_too_few_runs_and_diverged_ones():
+    with pytest.raises(v.VacuousCheck, match="5 values"):
+        v.measured_median([1.0, 2.0, 3.0, 4.0, 5.0], "<", 0, words="w", domain="d")
+    with pytest.raises(ValueError, match="diverged"):
+        v.measured_median([1.0] * 7 + [float("inf")], "<", 0, words="w", domain="d")
 
 
 # ---------------------------------------------------------------- proofs

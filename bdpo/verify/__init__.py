@@ -11,7 +11,8 @@ then runs again on *mutants*: false variants that it must reject. The result, pl
   is the whole domain.
 - :func:`~bdpo.verify.checks.property_search` lets Hypothesis make the worlds, and shrinks what it finds.
 - :func:`~bdpo.verify.checks.gradient` compares a closed form with automatic differentiation.
-- :func:`~bdpo.verify.checks.measured_mean` decides on which side of a threshold a mean of independent runs lies.
+- :func:`~bdpo.verify.checks.measured_mean` decides on which side of a threshold a mean of independent runs lies,
+  :func:`~bdpo.verify.checks.measured_median` the same for a median, without assuming a distribution.
 - :func:`~bdpo.verify.checks.proof_lines` judges each line of a proof by itself.
 
 What passes only a search has strength ``search``, which establishes nothing.
@@ -25,6 +26,7 @@ from bdpo.verify.checks import (
     identity,
     inequality,
     measured_mean,
+    measured_median,
     proof_lines,
     property_search,
     search,
@@ -47,6 +49,7 @@ __all__ = [
     "latex",
     "law",
     "measured_mean",
+    "measured_median",
     "mutations",
     "named",
     "proof_lines",

@@ -1,4 +1,4 @@
-"""The checks: identities, inequalities, searches over exact worlds, gradients, measured means, lines of proofs."""
+"""The checks: identities, inequalities, searches over exact worlds, gradients, measurements, lines of proofs."""
 
 from __future__ import annotations
 
@@ -596,27 +596,81 @@ def measured_mean(
     """
     from scipy import stats
 
-    if relation not in ("<", ">"):
-        raise ValueError(f"relation is {relation!r}; allowed: '<' or '>'")
-    data = [float(v) for v in values]
+    data = _finite(values)
     if len(data) < 3:
         raise VacuousCheck(f"{len(data)} values; an interval needs at least 3 independent runs")
-    if any(v != v or abs(v) == float("inf") for v in data):
-        raise ValueError("a value is not finite: report a diverged run as such, not inside a mean")
     if len(set(data)) == 1:
         raise VacuousCheck("all values are identical: there is no spread to measure")
 
-    def check(claim: tuple[list[float], str, float]) -> Outcome:
-        sample, side, bound = claim
+    def interval(sample: list[float]) -> tuple[float, float, float]:
         mean = sum(sample) / len(sample)
         half = float(stats.t.ppf((1 + level) / 2, len(sample) - 1) * stats.sem(sample))
-        below, above = mean + half < bound, mean - half > bound
-        detail = f"mean {mean:.4g}, {level:.0%} interval [{mean - half:.4g}, {mean + half:.4g}], n = {len(sample)}"
+        return mean - half, mean, mean + half
+
+    return _measured("mean", interval, "Student", data, relation, threshold, words, domain, level)
+
+
+def measured_median(
+    values: Sequence[float],
+    relation: str,
+    threshold: float,
+    *,
+    words: str,
+    domain: str,
+    level: float = 0.95,
+) -> Evidence:
+    """Decide on which side of a threshold (``<`` or ``>``) a median lies, by order statistics of independent runs.
+
+    The interval reaches from the k-th smallest to the k-th largest value, with the largest k whose sign test keeps the
+    level: no assumption about the distribution, and values may be alike. Passed, failed, undecided and mutants as in
+    `measured_mean`. Needs 6 values at a level of 95 %.
+    """
+    from scipy import stats
+
+    data = _finite(values)
+    k = sum(bool(stats.binom.cdf(j, len(data), 0.5) <= (1 - level) / 2) for j in range(len(data) // 2))
+    if not k:
+        raise VacuousCheck(f"{len(data)} values; a {level:.0%} interval of the median needs more independent runs")
+
+    def interval(sample: list[float]) -> tuple[float, float, float]:
+        ordered = sorted(sample)
+        return ordered[k - 1], (ordered[(len(data) - 1) // 2] + ordered[len(data) // 2]) / 2, ordered[-k]
+
+    return _measured("median", interval, "order-statistics", data, relation, threshold, words, domain, level)
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    data = [float(v) for v in values]
+    if any(v != v or abs(v) == float("inf") for v in data):
+        raise ValueError("a value is not finite: report a diverged run as such, not inside a mean or median")
+    return data
+
+
+def _measured(
+    what: str,
+    interval: Callable[[list[float]], tuple[float, float, float]],
+    kind: str,
+    data: list[float],
+    relation: str,
+    threshold: float,
+    words: str,
+    domain: str,
+    level: float,
+) -> Evidence:
+    """Evidence from an interval (low, middle, high) of independent runs and a threshold."""
+    if relation not in ("<", ">"):
+        raise ValueError(f"relation is {relation!r}; allowed: '<' or '>'")
+
+    def check(claim: tuple[list[float], str, float]) -> Outcome:
+        sample, side, bound = claim
+        low, middle, high = interval(sample)
+        below, above = high < bound, low > bound
+        detail = f"{what} {middle:.4g}, {level:.0%} interval [{low:.4g}, {high:.4g}], n = {len(sample)}"
         if side == ">":
             below, above = above, below
         return Outcome(True if below else False if above else None, "measurement", detail=detail)
 
-    statement, spread = (data, relation, threshold), max(data) - min(data)
+    statement, spread = (data, relation, threshold), max(data) - min(data) or 1.0
     opposite = ">" if relation == "<" else "<"
     side, other = (opposite, relation) if check(statement).passed is False else (relation, opposite)
     mutants = {
@@ -628,11 +682,11 @@ def measured_mean(
         check,
         statement,
         mutants,
-        method="measured mean",
+        method=f"measured {what}",
         text=words,
         domain=domain,
-        tolerance=f"{level:.0%} Student interval",
-        falsifier="an interval of the mean on the other side of the threshold",
+        tolerance=f"{level:.0%} {kind} interval",
+        falsifier=f"an interval of the {what} on the other side of the threshold",
         trust="independent runs; float arithmetic",
     )
 
@@ -678,6 +732,7 @@ __all__ = [
     "identity",
     "inequality",
     "measured_mean",
+    "measured_median",
     "proof_lines",
     "property_search",
     "search",
