@@ -24,6 +24,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ class Method:
     loss: str
     why: str
     settings: dict[str, Any] = field(default_factory=dict)
-    betas: tuple[float, ...] = (0.05, 0.2, 0.8)
+    betas: tuple[float, ...] = (0.0125, 0.05, 0.2, 0.8)
     rate: float | None = None  # tuned where None
     like: str | None = None  # not tuned: takes the settings of this method,
     factor: float = 1.0  # with beta multiplied by this
@@ -78,7 +79,7 @@ METHODS: dict[str, Method] = {
         factor=2.0,
     ),
     "dpo_sft": Method("DPO + SFT term", "dpo_sft", "control: another way to hold the winner up", {"sft_weight": 0.2}),
-    "simpo": Method("SimPO", "simpo", "control: no reference, mean log-probs", {"gamma": 0.5}, (1.0, 2.5, 6.0)),
+    "simpo": Method("SimPO", "simpo", "control: no reference, mean log-probs", {"gamma": 0.5}, (0.25, 1.0, 2.5, 6.0)),
     "ipo": Method("IPO", "ipo", "control: a bounded target for the margin"),
     "rloo_exact": Method(
         "RLHF (RLOO), exact reward", "rloo", "control: online, told the truth; not tuned", betas=(0.05,), rate=1e-3
@@ -195,9 +196,10 @@ class World:
 def _kept(home: Path, make: Callable[[], Any], kind: str = "AutoModelForCausalLM") -> Any:
     """The model in a folder; made and put there first if it is not."""
     if not home.is_dir():
-        half = home.with_suffix(".half")
+        half = home.with_suffix(f".{os.getpid()}")
         make().save_pretrained(half)
-        half.rename(home)
+        if not home.is_dir():  # another process may have been faster
+            half.rename(home)
     return getattr(transformers, kind).from_pretrained(home, use_safetensors=True)
 
 
