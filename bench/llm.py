@@ -146,7 +146,8 @@ def main() -> None:
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
         if given.child:
-            measure.growth(step_of(given.child[1], int(given.child[0]), folder))
+            variant, vocabulary = given.child[1], int(given.child[0])
+            measure.growth(step_of(variant, vocabulary, folder), warm=step_of(variant, 64, folder))
             return
         start = time.perf_counter()
         print(f"{'vocabulary':>10} {'trainer':15} {'step, ms':>9} {'steps/s × TRL (quart.)':>24} ", end="")
