@@ -1,13 +1,13 @@
 """What a loss costs beside DPO, and what sequence log-probs cost beside the plain computation.
 
-    python bench/losses.py                 print two tables, about three minutes
+    python bench/losses.py                 print two tables, some four minutes
     python bench/losses.py --rounds 3      a quick look
     python bench/losses.py --record        also write the raw rows to book/results/bench
 
 The step is that of a small language model: 8 pairs of 32 tokens, two layers of width 128, 512 tokens of vocabulary,
 forward, backward, AdamW. In the second table a step is one forward and backward pass from hidden states of
-8 sequences of 32 scored tokens; memory is how far the high-water mark of a child process rises, less the size of the
-gradients that both variants return. Reading that mark needs Linux.
+16 sequences of 32 scored tokens; memory is how far the high-water mark of a child process rises, the gradients that
+both variants return included. Reading that mark needs Linux.
 """
 
 from __future__ import annotations
@@ -101,13 +101,13 @@ def plain(hidden: Tensor, labels: Tensor, *, weight: Tensor) -> Tensor:
 def scoring_steps(vocabulary: int, width: int, *, frozen: bool) -> dict[str, Callable[[], object]]:
     """Forward and backward from hidden states to log-probs, both ways."""
     torch.manual_seed(0)
-    hidden = torch.randn(PAIRS, LENGTH, width, requires_grad=True)
+    hidden = torch.randn(2 * PAIRS, LENGTH, width, requires_grad=True)
     weight = torch.randn(vocabulary, width).div_(width**0.5).requires_grad_(not frozen)
-    labels = torch.randint(vocabulary, (PAIRS, LENGTH))
+    labels = torch.randint(vocabulary, (2 * PAIRS, LENGTH))
     leaves = [hidden] if frozen else [hidden, weight]
 
     def run(function: Callable[..., Tensor]) -> None:
-        torch.autograd.grad(function(hidden, labels, weight=weight), leaves, torch.linspace(-1, 1, PAIRS))
+        torch.autograd.grad(function(hidden, labels, weight=weight), leaves, torch.linspace(-1, 1, 2 * PAIRS))
 
     return {"plain": lambda: run(plain), "chunked": lambda: run(sequence_logps)}
 
@@ -138,8 +138,7 @@ def table_of_log_probs(rounds: int) -> pd.DataFrame:
             steps = scoring_steps(vocabulary, width, frozen=head == "frozen")
             seconds = measure.interleave(steps, rounds=rounds * (10 if vocabulary < 1000 else 1), title="log-probs")
             child = ["--child", str(vocabulary), str(width), head]
-            returned = 4 * width * (PAIRS * LENGTH + vocabulary * (head == "trained")) / 2**20
-            peaks = {name: measure.peak_of_child(__file__, *child, name) - returned for name in steps}
+            peaks = {name: measure.peak_of_child(__file__, *child, name) for name in steps}
             middle, low, high = measure.ratio(seconds, "chunked", "plain")
             milliseconds, spread = pd.Series(seconds["plain"]).median() * 1e3, f"{middle:.2f} ({low:.2f}–{high:.2f})"
             print(f"{vocabulary:10} {width:6} {head:>8} {milliseconds:10.1f} {spread:>23}", end="")
