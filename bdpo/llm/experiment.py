@@ -40,7 +40,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from bdpo import results
 from bdpo.llm import language as lang
 from bdpo.llm import preferences, scoring, supervised
-from bdpo.llm.pairs import Pairs, tokenize
+from bdpo.llm.pairs import Pairs, add_pair_scoring, tokenize
+from bdpo.llm.pairs import score as pair_logps
+from bdpo.llm.runs import divide, new_llama, train_tokenizer
 from bdpo.llm.trainer import PreferenceArguments, PreferenceTrainer, TrainingDiverged
 
 LABELS = ("overall", "helpful", "safe")
@@ -569,6 +571,199 @@ def table2(
             print(f"{label}, seed {seed}, {method}: utility {rows[-1].get('utility')}", flush=True)
 
 
+# ---------------------------------------------------------------- Table 3: real pairs
+
+
+@dataclass(frozen=True)
+class RealSetup:
+    """Sizes of the experiment on a real file; all our choice. Nothing here is near a model that people would use."""
+
+    vocabulary: int = 1024
+    layers: int = 2
+    width: int = 64
+    prompt_characters: int = 160  # of a prompt the last ones are kept
+    response_characters: int = 200  # pairs with a longer response are left out
+    held_out: float = 0.2
+    sft_epochs: int = 3
+    sft_rate: float = 3e-3
+    epochs: int = 2  # arXiv:2502.20847v1, Appendix B: "the same for HH"
+    batch: int = 32
+    beta: float = 0.1
+    rate: float = 5e-4  # of every method alike: not tuned
+    judge_epochs: int = 2
+    judge_rate: float = 1e-3
+    prompts: int = 200
+    new_tokens: int = 64
+    max_length: int = 512
+
+
+REAL_METHODS = ("dpo", "bdpo", "dpo_sft")
+
+
+class RealWorld:
+    """One seed of the experiment on a file: a division of its pairs, and a tokenizer, a reference and a judge of it.
+
+    Parameters
+    ----------
+    file
+        A preference file with one label, such as the harmless pairs of Anthropic HH.
+    setup, seed, folder
+        As in `World`.
+    """
+
+    def __init__(self, file: Path, setup: RealSetup, seed: int, *, folder: Path) -> None:
+        self.setup, self.seed = setup, seed
+        found = preferences.read(file, label="safe")
+        self.read, rows = found.report.read, [shortened(row, setup) for row in found.rows]
+        rows = [row for row in rows if row is not None]
+        key = repr((setup, seed, len(rows), rows[0]["prompt"], rows[-1]["prompt"])).encode()
+        self.folder = folder / hashlib.sha256(key).hexdigest()[:12]
+        train, test = divide(rows, setup.held_out, seed)
+        self.texts = train, test
+        self.tokenizer = train_tokenizer((row[k] for row in train for k in row), setup.vocabulary)
+        self.train, self.test = (tokenize(part, self.tokenizer, max_length=setup.max_length) for part in (train, test))
+        self.prompts = list(dict.fromkeys(row["prompt"] for row in test))[: setup.prompts]
+
+    def _arguments(self, rate: float, epochs: int) -> dict[str, Any]:
+        return quiet(
+            self.folder / "run",
+            per_device_train_batch_size=self.setup.batch,
+            per_device_eval_batch_size=64,
+            num_train_epochs=epochs,
+            learning_rate=rate,
+            lr_scheduler_type="linear",
+            warmup_steps=0.1,
+            logging_steps=50,
+            seed=self.seed,
+        )
+
+    @functools.cached_property
+    def reference(self) -> Any:
+        """A new Llama, fine-tuned on the chosen responses."""
+
+        def make() -> Any:
+            s = self.setup
+            model = new_llama(s.layers, s.width, s.vocabulary, s.max_length, self.seed)
+            args = TrainingArguments(**self._arguments(s.sft_rate, s.sft_epochs))
+            trainer = supervised.trainer(model, args, self.texts[0], self.tokenizer, max_length=s.max_length)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+            return model
+
+        return _kept(self.folder / "reference", make).eval()
+
+    @functools.cached_property
+    def judge(self) -> Any:
+        """A reward model, trained from the reference on the same pairs as the policies."""
+
+        def make() -> Any:
+            s = self.setup
+            model = scoring.judge(self.reference, pad_token_id=self.tokenizer.pad_token_id)
+            args = TrainingArguments(**self._arguments(s.judge_rate, s.judge_epochs))
+            trainer = scoring.JudgeTrainer(
+                model, args, self.texts[0], self.tokenizer, kind="reward", max_length=s.max_length
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+            return model
+
+        return _kept(self.folder / "judge", make, "AutoModelForSequenceClassification").eval()
+
+    @functools.cached_property
+    def judge_accuracy(self) -> float:
+        """The share of held-out pairs that the judge orders as the annotators did."""
+        sides = [
+            scoring.judged(
+                self.judge, self.tokenizer, [r["prompt"] for r in self.texts[1]], [r[k] for r in self.texts[1]]
+            )
+            for k in ("chosen", "rejected")
+        ]
+        return float((sides[0] > sides[1]).mean())
+
+    def policy(self, method: str) -> Any:
+        """Train one policy from the reference."""
+        model, spec = copy.deepcopy(self.reference), METHODS[method]
+        args = PreferenceArguments(
+            **self._arguments(self.setup.rate, self.setup.epochs),
+            loss=spec.loss,
+            loss_settings={**spec.settings, "beta": self.setup.beta},
+        )
+        trainer = PreferenceTrainer(model, args, self.train)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return model
+
+    def accuracy(self, policy: Any) -> float:
+        """The share of held-out pairs whose chosen response gained more log-probability than the rejected one."""
+        if self.test.reference is None:
+            add_pair_scoring(self.reference)
+            self.test.reference = pair_logps(self.reference, self.test, batch_size=64)
+        add_pair_scoring(policy)
+        win, lose = (
+            a - b for a, b in zip(pair_logps(policy, self.test, batch_size=64), self.test.reference, strict=True)
+        )
+        return float(((win > lose) + 0.5 * (win == lose)).mean())
+
+    def evaluate(self, policy: Any) -> dict[str, float]:
+        """Scores of a policy on the held-out pairs and prompts."""
+        s = self.setup
+        samples = scoring.sample(policy, self.tokenizer, self.prompts, seed=self.seed, max_new_tokens=s.new_tokens)
+        rewards = scoring.judged(
+            self.judge, self.tokenizer, samples.prompts, samples.responses, ended=samples.ended, batch_size=64
+        )
+        lengths = [len(ids) for ids in samples.response_ids]
+        return {
+            "read": self.read,
+            "train": len(self.train),
+            "held_out": len(self.test),
+            "judge_accuracy": self.judge_accuracy,
+            "accuracy": self.accuracy(policy),
+            "reward": float(rewards.mean()),
+            "kl": float(scoring.kl(policy, self.reference, self.tokenizer, samples).mean()),
+            "length": float(np.mean(lengths)),
+            "ended": float(np.mean(samples.ended)),
+        }
+
+
+def shortened(row: Mapping[str, Any], setup: RealSetup) -> dict[str, str] | None:
+    """A pair with the end of its prompt; None if one of its responses is too long."""
+    if any(len(row[side]) > setup.response_characters for side in ("chosen", "rejected")):
+        return None
+    return {"prompt": row["prompt"][-setup.prompt_characters :], "chosen": row["chosen"], "rejected": row["rejected"]}
+
+
+def table3(
+    file: Path,
+    seeds: Iterable[int],
+    setup: RealSetup | None = None,
+    *,
+    methods: Sequence[str] = REAL_METHODS,
+    folder: Path,
+    root: Path | None = None,
+) -> None:
+    """Record ``llm/table3``, going on where it ends.
+
+    Parameters
+    ----------
+    file, setup
+        As in `RealWorld`.
+    seeds, methods, folder, root
+        As in `table2`.
+    """
+    setup = setup or RealSetup()
+    table = Record("llm/table3", {"setup": dataclasses.asdict(setup), "file": file.name}, root)
+    for seed in seeds:
+        if all(table.has(seed=seed, method=method) for method in ("sft", *methods)):
+            continue
+        world = RealWorld(file, setup, seed, folder=folder)
+        for method in ("sft", *methods):
+            if not table.has(seed=seed, method=method):
+                policy = world.reference if method == "sft" else world.policy(method)
+                table.rows.append({"seed": seed, "method": method, **world.evaluate(policy)})
+                table.save()
+                print(f"seed {seed}, {method}: {table.rows[-1]}", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Record an experiment."""
     parser = argparse.ArgumentParser(prog="python -m bdpo.llm.experiment", description="Record an experiment.")
@@ -583,6 +778,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()
     if options.name == "table2":
         table2(options.label, range(options.seeds), methods=options.methods, folder=options.work)
+    elif options.file is None:
+        parser.error("table3 needs --file")
+    else:
+        chosen = [method for method in options.methods if method in REAL_METHODS]
+        table3(options.file, range(options.seeds), methods=chosen, folder=options.work)
 
 
 if __name__ == "__main__":

@@ -147,18 +147,29 @@ def load_config(plan: Plan, vocabulary: int) -> Any:
     layers, width = int(match[1]), int(match[2])
     if not layers or not width or width % 32:
         raise PlanError(f"model = {plan['model']!r}: at least one layer, and a width that 32 divides")
+    return llama_config(layers, width, vocabulary, plan["max_length"])
+
+
+def llama_config(layers: int, width: int, vocabulary: int, context: int) -> LlamaConfig:
+    """The configuration of a small Llama whose tokenizer is `train_tokenizer`'s or the language's."""
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=3 * width,
         num_hidden_layers=layers,
         num_attention_heads=width // 32 if width > 64 else 2,
-        max_position_embeddings=plan["max_length"],
+        max_position_embeddings=context,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
         tie_word_embeddings=False,
     )
+
+
+def new_llama(layers: int, width: int, vocabulary: int, context: int, seed: int) -> LlamaForCausalLM:
+    """A small Llama with new weights, in float32."""
+    set_seed(seed)
+    return LlamaForCausalLM(llama_config(layers, width, vocabulary, context))
 
 
 def load_model(plan: Plan, tokenizer: Any, name: str | None = None) -> Any:
@@ -168,13 +179,14 @@ def load_model(plan: Plan, tokenizer: Any, name: str | None = None) -> Any:
     dtype = torch.bfloat16 if plan["dtype"] == "bf16" and frozen else torch.float32
     model: Any  # ``to`` of transformers' models has types that no dtype fits
     if name is None and plan["model"].startswith("scratch"):
-        set_seed(plan["seed"])
         config = load_config(plan, len(tokenizer))
         if plan["data"] == "language" and plan["tokenizer"] is None:  # its own shape learns it fastest
             layers, width = config.num_hidden_layers, config.hidden_size
             model = language.model(layers=layers, width=width, seed=plan["seed"])
         else:
-            model = LlamaForCausalLM(config)
+            model = new_llama(
+                config.num_hidden_layers, config.hidden_size, len(tokenizer), plan["max_length"], plan["seed"]
+            )
         model = model.to(dtype)
     else:
         model = AutoModelForCausalLM.from_pretrained(
