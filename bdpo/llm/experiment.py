@@ -10,9 +10,10 @@ r"""The recorded experiments: what Tables 2 and 3 of the paper ask, in worlds th
 from that one reference, for each of the three labels. A row is one policy at one checkpoint: exact Help, Harm and
 safety of sampled responses, the same by the learned models, the KL divergence to the reference, lengths.
 
-**Tuning.** beta and learning rate are chosen for each method on prompts of the validation split and a seed that is not
-recorded, by `utility`, the mean exact score that the label follows: first beta at the middle learning rate, then the
-learning rate at that beta. The other labels use what was chosen for ``overall``.
+**Tuning.** beta and learning rate are chosen for each method and label on prompts of the validation split and a seed
+that is not recorded, by `utility`, the mean exact score that the label follows: first beta at the middle learning rate,
+then the learning rate at that beta. ``carried-helpful`` is what happens if one does not: the label ``helpful`` with the
+settings chosen for ``overall``.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ from bdpo.llm.trainer import PreferenceArguments, PreferenceTrainer, TrainingDiv
 
 LABELS = ("overall", "helpful", "safe")
 TUNING_SEED = 100
-TUNED_ON = "overall"
 
 
 @dataclass(frozen=True)
@@ -441,16 +441,20 @@ def rloo(
 
 
 def tuned(
-    world: World, rows: list[dict[str, Any]], save: Callable[[], None], methods: Sequence[str] = tuple(METHODS)
+    world: World,
+    label: str,
+    rows: list[dict[str, Any]],
+    save: Callable[[], None],
+    methods: Sequence[str] = tuple(METHODS),
 ) -> dict[str, tuple[float, float]]:
-    """Choose beta and learning rate of every method on the label `TUNED_ON`.
+    """Choose beta and learning rate of every method.
 
     First the beta with the largest `utility` at the middle rate, then the rate at that beta; a run that diverged loses.
 
     Parameters
     ----------
-    world
-        On the validation split.
+    world, label
+        On the validation split, and on which labels.
     rows
         The trials made so far; new ones are added.
     save
@@ -469,7 +473,7 @@ def tuned(
         same = (method, beta, rate)
         found = next((r for r in rows if (r["method"], r["beta"], r["rate"]) == same), None)
         if found is None:
-            found = run(world, TUNED_ON, method, beta=beta, rate=rate, along=False)[0][-1]
+            found = run(world, label, method, beta=beta, rate=rate, along=False)[0][-1]
             rows.append(found)
             save()
         return found["utility"] if found["status"] == "ok" else -math.inf
@@ -529,7 +533,7 @@ def table2(
     folder: Path,
     root: Path | None = None,
 ) -> None:
-    """Record ``llm/tuning``, then ``llm/table2-LABEL`` and ``llm/curves-LABEL``, going on where they end.
+    """Record ``llm/tuning-LABEL``, then ``llm/table2-LABEL`` and ``llm/curves-LABEL``, going on where they end.
 
     Parameters
     ----------
@@ -545,10 +549,11 @@ def table2(
         As in `bdpo.results.write`.
     """
     setup = setup or Setup()
-    same = {"setup": dataclasses.asdict(setup), "clip": _CLIP["clip"], "rates": list(RATES), "tuned_on": TUNED_ON}
-    trials = Record("llm/tuning", same, root)
+    same = {"setup": dataclasses.asdict(setup), "clip": _CLIP["clip"], "rates": list(RATES)}
+    trials = Record(f"llm/tuning-{label}", same, root)
     finer = dataclasses.replace(setup, prompts=2 * setup.prompts)
-    best = tuned(World(finer, TUNING_SEED, "validation", folder=folder), trials.rows, trials.save)
+    world = World(finer, TUNING_SEED, "validation", folder=folder)
+    best = tuned(world, label, trials.rows, trials.save)
     same["chosen"] = {method: list(pair) for method, pair in best.items()}
     table, curves = (Record(f"llm/{name}-{label}", same, root) for name in ("table2", "curves"))
     for seed in seeds:
