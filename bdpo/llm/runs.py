@@ -213,7 +213,9 @@ def load_model(plan: Plan, tokenizer: Any, name: str | None = None) -> Any:
                 task_type="CAUSAL_LM",
             ),
         )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if plan.command != "evaluate":
+        return model  # the trainer places it, and where weights are sharded it never lies whole on one device
+    return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
 
 
 def needs(plan: Plan) -> dict[str, str]:
@@ -243,6 +245,7 @@ def needs(plan: Plan) -> dict[str, str]:
                 response_tokens=half,
                 accumulation=plan["accumulation"],
                 devices=int(os.environ.get("WORLD_SIZE", 1)),
+                sharding="fsdp" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "none",
                 precision="bf16-mixed" if plan["dtype"] == "bf16" else "float32",
                 checkpointing=plan["gradient_checkpointing"],
                 online_reference=plan.settings.get("reference") == "online" and not lora,
