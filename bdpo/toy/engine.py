@@ -366,6 +366,13 @@ class _World:
     cells: NDArray[np.int64]
     depth: NDArray[np.int64]
     fixed: NDArray[np.int64] | None  # a fixed data set
+    kept: dict[Any, Any] = field(default_factory=dict)  # what several stages use again
+
+    def once(self, name: Any, make: Callable[[], Any]) -> Any:
+        """What is made the first time it is asked for."""
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
 
 
 def _world(s: Settings, initial: NDArray[Any]) -> _World:
@@ -465,13 +472,9 @@ def _stage(
     law = w.law
     if mode == kernel.EXPECTATION:
         law = w.law if w.fixed is None else world.count_pairs(w.fixed, n)
-        weights = packed(law, w.cells, w.depth, kind)
+        weights = w.once("weights", lambda: packed(law, w.cells, w.depth, kind))
     elif mode == kernel.BATCH:
-        random = world.generator(s.seed, world.DATA, stage)
-        if w.fixed is None:
-            draws = world.draw_pairs(w.law, (steps, s.batch), random)
-        else:
-            draws = w.fixed[random.integers(len(w.fixed), size=(steps, s.batch))]
+        draws = w.once(("draws", stage, steps), lambda: _draws(s, w, stage, steps))
     elif mode == kernel.PPO:
         uniforms = world.generator(s.seed, world.POLICY).random((-(-steps // s.ppo_updates), s.batch, 2))
     logits_at = np.full((len(record), n, n), np.nan, kind)
@@ -495,12 +498,20 @@ def _stage(
         np.array([s.ppo_clip, s.ppo_updates], float),
         np.array(record, np.int64),
         watch,
-        packed(w.clean, w.cells, w.depth, kind) if watch else np.zeros((2, 0), kind),
+        w.once("checks", lambda: packed(w.clean, w.cells, w.depth, kind)) if watch else np.zeros((2, 0), kind),
         logits_at,
         losses_at,
         law.sum(2).ravel().astype(kind),
     )
     return lost, logits_at, losses_at
+
+
+def _draws(s: Settings, w: _World, stage: int, steps: int) -> NDArray[np.int64]:
+    """The pairs of every step: new ones, or some of the fixed data set."""
+    random = world.generator(s.seed, world.DATA, stage)
+    if w.fixed is None:
+        return world.draw_pairs(w.law, (steps, s.batch), random)
+    return w.fixed[random.integers(len(w.fixed), size=(steps, s.batch))]
 
 
 def _pair_mode(s: Settings) -> int:
@@ -546,7 +557,7 @@ def _group(settings: list[Settings], policies: bool) -> Iterator[list[dict[str, 
 def _logps_of(s: Settings, parameters: NDArray[Any]) -> NDArray[Any]:
     logits = np.empty((s.n, s.n), parameters.dtype)
     width = s.width if s.policy == "mlp" else 0
-    kernel.forward(parameters, width, s.n, np.empty((s.n, max(width, 1)), parameters.dtype), logits)
+    kernel.forward(parameters, width, s.n, np.empty((s.n, width), parameters.dtype), logits)
     return _log_policy(logits)
 
 

@@ -367,18 +367,17 @@ def forward(parameters: Any, width: int, n: int, hidden: Any, logits: Any) -> No
     offset = second + width * n
     zero = parameters.dtype.type(0)
     for x in range(n):
-        for y in range(n):
-            logits[x, y] = parameters[offset + y]
         for k in range(width):
-            unit = max(parameters[x * width + k] + parameters[bias + k], zero)
-            hidden[x, k] = unit
-            for y in range(n):
-                logits[x, y] += unit * parameters[second + k * n + y]
+            hidden[x, k] = max(parameters[x * width + k] + parameters[bias + k], zero)
+    np.dot(hidden, parameters[second:offset].reshape(width, n), logits)
+    for x in range(n):
+        for y in range(n):
+            logits[x, y] += parameters[offset + y]
 
 
 @njit(**_inner)
-def _backward(parameters: Any, width: int, n: int, hidden: Any, d_logits: Any, gradient: Any) -> None:
-    """The gradient in the parameters, from that in the logits."""
+def _backward(parameters: Any, width: int, n: int, hidden: Any, back: Any, d_logits: Any, gradient: Any) -> None:
+    """The gradient in the parameters, from that in the logits; ``back`` is room for that in the hidden units."""
     if width == 0:
         for x in range(n):
             for y in range(n):
@@ -386,20 +385,20 @@ def _backward(parameters: Any, width: int, n: int, hidden: Any, d_logits: Any, g
         return
     bias, second = n * width, n * width + width
     offset = second + width * n
+    np.dot(hidden.T, d_logits, gradient[second:offset].reshape(width, n))
+    np.dot(d_logits, parameters[second:offset].reshape(width, n).T, back)
     zero = parameters.dtype.type(0)
-    for k in range(bias, len(gradient)):
+    for k in range(bias, second):
+        gradient[k] = zero
+    for k in range(offset, offset + n):
         gradient[k] = zero
     for x in range(n):
         for y in range(n):
             gradient[offset + y] += d_logits[x, y]
         for k in range(width):
-            unit, back = hidden[x, k], zero
-            if unit > 0:
-                for y in range(n):
-                    gradient[second + k * n + y] += unit * d_logits[x, y]
-                    back += parameters[second + k * n + y] * d_logits[x, y]
-            gradient[x * width + k] = back
-            gradient[bias + k] += back
+            pull = back[x, k] if hidden[x, k] > 0 else zero
+            gradient[x * width + k] = pull
+            gradient[bias + k] += pull
 
 
 @njit(cache=True, **_plain)
@@ -508,7 +507,7 @@ def train(
     logits, lp, p, h, g = tables[0], tables[1], tables[2], tables[3], tables[4]
     lp_at, h_at, g_at = tables[5], tables[6], tables[7]  # as table_gradient wants them
     old, advantage = tables[8], tables[9]
-    hidden, gradient = np.zeros((n, max(width, 1)), kind), np.zeros(size, kind)
+    hidden, back, gradient = np.zeros((n, width), kind), np.zeros((n, width), kind), np.zeros(size, kind)
     first, second = np.zeros(size if adam else 0, kind), np.zeros(size if adam else 0, kind)
     z = np.zeros((2, n * n), kind)
     row, room = np.zeros((3, 1, draws.shape[1]), kind), np.zeros((6, draws.shape[1]), kind)
@@ -575,7 +574,7 @@ def train(
                     total += g[x, y]
                 for y in range(n):
                     g[x, y] -= total * p[x, y]
-        _backward(parameters, width, n, hidden, g, gradient)
+        _backward(parameters, width, n, hidden, back, g, gradient)
         if adam:
             _adam(parameters, gradient, first, second, rate, step + 1)
         else:
