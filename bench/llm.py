@@ -5,16 +5,17 @@
     python bench/llm.py --record       also write the raw rows to book/results/bench
 
 A step is collating 8 pairs, plain DPO forward and backward, clipping, AdamW; the reference's log-probs are known.
-Prompts have 128 tokens and responses 32, the model is a Llama with four layers of width 192. Both trainers begin with
-the same weights, see the same pairs, and must print the same losses in all rounds. Memory is the growth of a child
-process's high-water mark of resident memory over one step, gradients and AdamW's moments included. On a machine with a
-GPU this still measures the CPU.
+Prompts have 64 to 128 tokens and responses 16 to 32, the model is a Llama with four layers of width 192. Both trainers
+begin with the same weights, see the same pairs, and must print the same losses in all rounds. Memory is the growth of a
+child process's high-water mark of resident memory over one step, gradients and AdamW's moments included. On a machine
+with a GPU this still measures the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import tempfile
 import time
 import warnings
@@ -37,7 +38,7 @@ from trl import DPOConfig, DPOTrainer
 from bdpo import results
 from bdpo.llm.trainer import PreferenceArguments, PreferenceTrainer
 
-PAIRS, PROMPT, RESPONSE = 8, 128, 32
+PAIRS, PROMPT, RESPONSE, WIDTH = 8, 128, 32, 192
 VOCABULARIES = (512, 32_000)
 SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": PAIRS,
@@ -52,12 +53,12 @@ SETTINGS: dict[str, Any] = {
 VARIANTS = ("trl", "ours, two rows", "ours")
 
 
-def model(vocabulary: int) -> LlamaForCausalLM:
+def model(vocabulary: int, width: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=192,
-        intermediate_size=512,
+        hidden_size=width,
+        intermediate_size=8 * width // 3,
         num_hidden_layers=4,
         num_attention_heads=6,
         max_position_embeddings=256,
@@ -75,19 +76,22 @@ def tokenizer_of(vocabulary: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
-def rows(vocabulary: int) -> list[dict[str, str]]:
-    draw = torch.Generator().manual_seed(1)
-    columns = {"prompt": PROMPT, "chosen": RESPONSE - 1, "rejected": RESPONSE - 1}  # an end of sequence is added
+def rows(vocabulary: int, prompt: int, response: int) -> list[dict[str, str]]:
+    draw = random.Random(1)
+    columns = {"prompt": prompt, "chosen": response - 1, "rejected": response - 1}  # an end of sequence is added
 
-    def text(length: int) -> str:
-        return "".join(f" {token}" for token in torch.randint(3, vocabulary, (length,), generator=draw).tolist())
+    def text(longest: int) -> str:
+        return "".join(f" {draw.randrange(3, vocabulary)}" for _ in range(draw.randint(longest // 2, longest)))
 
     return [{name: text(length) for name, length in columns.items()} for _ in range(PAIRS)]
 
 
-def step_of(variant: str, vocabulary: int, folder: str) -> Callable[[], float]:
+def step_of(
+    variant: str, vocabulary: int, folder: str, *, width: int = WIDTH, prompt: int = PROMPT, response: int = RESPONSE
+) -> Callable[[], float]:
     """A function that makes one step and returns its loss."""
-    net, data, tokenizer, extra = model(vocabulary), rows(vocabulary), tokenizer_of(vocabulary), {}
+    net, data = model(vocabulary, width), rows(vocabulary, prompt, response)
+    tokenizer, extra = tokenizer_of(vocabulary), {}
     trainer: DPOTrainer | PreferenceTrainer
     if variant == "trl":
         trl = DPOConfig(output_dir=folder, beta=0.1, precompute_ref_log_probs=True, **SETTINGS)
@@ -147,14 +151,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if given.child:
             variant, vocabulary = given.child[1], int(given.child[0])
-            measure.growth(step_of(variant, vocabulary, folder), warm=step_of(variant, 64, folder))
+            measure.growth(
+                step_of(variant, vocabulary, folder), warm=step_of(variant, 64, folder, width=24, prompt=4, response=4)
+            )
             return
         start = time.perf_counter()
         print(f"{'vocabulary':>10} {'trainer':15} {'step, ms':>9} {'steps/s × TRL (quart.)':>24} ", end="")
         print(f"{'peak, MiB':>9} {'ratio':>6} {'|Δloss|':>9}")
         frame = pd.concat([compare(size, given.rounds * (2 if size < 1000 else 1), folder) for size in VOCABULARIES])
     if given.record:
-        shape = {"pairs": PAIRS, "prompt_tokens": PROMPT, "response_tokens": RESPONSE, "layers": 4, "width": 192}
+        shape = {"pairs": PAIRS, "prompt_tokens": PROMPT, "response_tokens": RESPONSE, "layers": 4, "width": WIDTH}
         parameters = {**shape, "rounds": given.rounds, "threads": 1, "clock": "CPU seconds of the process"}
         results.write(frame, "bench/llm", parameters=parameters, seconds=time.perf_counter() - start, seeds=[0, 1])
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,7 +27,7 @@ from accelerate.utils import DistributedType
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bdpo.llm.pairs import Pairs
-from bdpo.llm.trainer import PreferenceArguments, PreferenceTrainer
+from bdpo.llm.trainer import PreferenceArguments, PreferenceTrainer, _check_distribution
 
 LOSS, WEIGHT = (
     1e-6,
@@ -242,11 +243,14 @@ def test_around_the_wrapper_is_another_trajectory(base: dict[str, Any], two: dic
     assert not same(base, two["ddp bypassed"])
 
 
-def test_fsdp_that_would_be_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="FSDP was asked for, but accelerate runs NO instead"):
-        PreferenceTrainer(
-            model(), PreferenceArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], fsdp=True), pairs(4)
-        )
+def test_fsdp_that_would_be_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accelerate does on CPUs, whether FSDP was asked for by a flag or by ``accelerate launch``."""
+    arguments = PreferenceArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    accelerator = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU)
+    _check_distribution(accelerator, arguments)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="FSDP was asked for, but accelerate runs MULTI_CPU instead"):
+        _check_distribution(accelerator, arguments)
 
 
 if __name__ == "__main__":
