@@ -26,6 +26,7 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,10 +124,10 @@ def utility(label: str, rows: Sequence[Mapping[str, Any]]) -> float:
     return float(np.mean([helpful * row["help"] - harmful * row["harm"] for row in rows]))
 
 
-def quiet(folder: Path, **more: Any) -> dict[str, Any]:
-    """Arguments of every training run here: one process on the processor, float32, nothing written along the way."""
+def quiet(**more: Any) -> dict[str, Any]:
+    """Arguments of every training run here: one process on the processor, float32, no checkpoints, no messages."""
     return {
-        "output_dir": str(folder),
+        "output_dir": str(Path(tempfile.gettempdir()) / "bdpo"),  # where next to nothing is written
         "use_cpu": True,
         "bf16": False,
         "report_to": [],
@@ -195,6 +196,25 @@ class World:
         return self._pairs[label]
 
 
+def recorded_world(seed: int = 0, *, root: Path | None = None, **sizes: Any) -> World:
+    """The world of a recorded seed whose models lie among the results: nothing has to be trained before a policy.
+
+    Parameters
+    ----------
+    seed
+        0: one world is kept.
+    root
+        As in `bdpo.results.read`.
+    sizes
+        Other fields of `Setup`, such as ``pairs`` and ``epochs``; not those of the models.
+    """
+    world = World(dataclasses.replace(Setup(), **sizes), seed, folder=Path())
+    world.folder = results.folder(root) / "llm" / f"world-{seed}"
+    if not (world.folder / "reference").is_dir():
+        raise FileNotFoundError(f"no models of seed {seed} in {world.folder.parent}; kept are those of seed 0")
+    return world
+
+
 def _kept(home: Path, make: Callable[[], Any], kind: str = "AutoModelForCausalLM") -> Any:
     """The model in a folder; made and put there first if it is not."""
     if not home.is_dir():
@@ -210,7 +230,6 @@ def supervise(world: World) -> Any:
     s = world.setup
     args = TrainingArguments(
         **quiet(
-            world.folder / "sft",
             per_device_train_batch_size=s.sft_batch,
             max_steps=s.sft_steps,
             learning_rate=s.sft_rate,
@@ -235,7 +254,6 @@ def train_judge(world: World, label: str) -> Any:
     train, validation = world.rows(label)
     args = TrainingArguments(
         **quiet(
-            world.folder / "judge",
             per_device_train_batch_size=s.batch,
             num_train_epochs=s.judge_epochs,
             learning_rate=s.judge_rate,
@@ -325,7 +343,6 @@ def run(
     rows: list[dict[str, Any]] = []
     args = PreferenceArguments(
         **quiet(
-            world.folder / "run",
             loss=spec.loss,
             loss_settings={**spec.settings, "beta": beta},
             per_device_train_batch_size=s.batch,
@@ -404,7 +421,6 @@ def rloo(
     rows: list[dict[str, Any]] = []
     args = RLOOConfig(
         **quiet(
-            world.folder / "rloo",
             beta=beta,
             learning_rate=rate,
             lr_scheduler_type="constant",
@@ -619,8 +635,8 @@ class RealWorld:
     def __init__(self, file: Path, setup: RealSetup, seed: int, *, folder: Path) -> None:
         self.setup, self.seed = setup, seed
         found = preferences.read(file, label="safe")
-        self.read, rows = found.report.read, [shortened(row, setup) for row in found.rows]
-        rows = [row for row in rows if row is not None]
+        self.read = found.report.read
+        rows = [short for row in found.rows if (short := shortened(row, setup)) is not None]
         key = repr((setup, seed, len(rows), rows[0]["prompt"], rows[-1]["prompt"])).encode()
         self.folder = folder / hashlib.sha256(key).hexdigest()[:12]
         train, test = divide(rows, setup.held_out, seed)
@@ -631,7 +647,6 @@ class RealWorld:
 
     def _arguments(self, rate: float, epochs: int) -> dict[str, Any]:
         return quiet(
-            self.folder / "run",
             per_device_train_batch_size=self.setup.batch,
             per_device_eval_batch_size=64,
             num_train_epochs=epochs,
