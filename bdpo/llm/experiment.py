@@ -124,10 +124,10 @@ def utility(label: str, rows: Sequence[Mapping[str, Any]]) -> float:
     return float(np.mean([helpful * row["help"] - harmful * row["harm"] for row in rows]))
 
 
-def quiet(**more: Any) -> dict[str, Any]:
+def quiet(folder: Path | None = None, **more: Any) -> dict[str, Any]:
     """Arguments of every training run here: one process on the processor, float32, no checkpoints, no messages."""
     return {
-        "output_dir": str(Path(tempfile.gettempdir()) / "bdpo"),  # where next to nothing is written
+        "output_dir": str(folder or Path(tempfile.gettempdir()) / "bdpo"),  # where next to nothing is written
         "use_cpu": True,
         "bf16": False,
         "report_to": [],
