@@ -36,6 +36,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bdpo import results
 from bdpo.toy import distances
 from bdpo.toy.engine import MEASURES, OPTIONAL, Settings, grid, run
@@ -341,7 +343,8 @@ def record(
     )
     measures = [column for column in table if column in MEASURES or column.startswith("tv_")]
     if what.narrow:
-        table[measures] = table[measures].astype("float32")
+        most = float(np.finfo("float32").max)  # a loss beyond it is written as this number
+        table[measures] = table[measures].clip(-most, most).astype("float32")
     return results.write(
         table,
         f"toy/{name}",
