@@ -173,7 +173,7 @@ def compare(plan: Plan) -> int:
             f"minus {plan['baseline']} [95 %]": cell(
                 row["difference"], row["difference_low"], row["difference_high"], 3
             ),
-            "same numbers as": row["twin"],
+            "same numbers as": row["twin"] or None,
         }
         for row in found.to_dict("records")
     ]

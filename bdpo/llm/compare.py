@@ -72,7 +72,7 @@ def summary(
     DataFrame
         One row for each method and quantity: ``n``, ``mean``, ``low``, ``high`` (95 %), ``pairs`` (seeds that the
         baseline has, too), ``difference``, ``difference_low``, ``difference_high``, and ``twin``: another method whose
-        raw values are the same in every quantity, a sign of one run reported twice.
+        raw values are the same in every quantity, a sign of one run reported twice; empty where there is none.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def summary(
         raise ValueError(f"{by} {first[by]!r} has two rows for {pair} {first[pair]}: give one row a run")
     parts = {name: part.set_index(pair)[list(quantities)] for name, part in frame.groupby(by, sort=False)}
     twins = {
-        name: next((o for o, p in parts.items() if o != name and p.sort_index().equals(part.sort_index())), None)
+        name: next((o for o, p in parts.items() if o != name and p.sort_index().equals(part.sort_index())), "")
         for name, part in parts.items()
     }
     rows: list[dict[str, Any]] = []
