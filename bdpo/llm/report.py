@@ -25,6 +25,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums }
 figure { margin: 1rem 0; display: inline-block } svg { max-width: 100%; height: auto }
 svg text { fill: currentColor; font-size: 12px } svg path { fill: none; stroke: var(--line); stroke-width: 2 }
 svg line { stroke: var(--rule) }
+p { white-space: pre-line }
 .failed { border-left: .4rem solid #c0392b; padding-left: 1rem }
 """
 
