@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -121,7 +122,7 @@ def test_a_recorded_row_comes_out_again(name, root):
     settings = what.settings(note["parameters"]["seeds"])
     assert len(settings) == note["parameters"]["runs"]
     methods, rows_a_run = len({s.method for s in settings}), len(table) // len(settings)
-    blocks = len(settings) // methods
+    blocks, widest = len(settings) // methods, float(np.finfo(np.float32).max)  # narrow rows are cut there
     for k in (0, blocks // 2, blocks - 1):
         again = what.rows(settings[k * methods : (k + 1) * methods])
         old = table.iloc[k * len(again) : (k + 1) * len(again)].reset_index(drop=True)
@@ -132,8 +133,7 @@ def test_a_recorded_row_comes_out_again(name, root):
                 *(c for c in old if c[:3] == "tv_"),
             }:
                 tolerance = {"rel": 1e-4, "abs": 1e-6} if what.narrow else {"rel": 1e-6, "abs": 1e-9}
-                assert again[column].to_numpy() == pytest.approx(old[column].to_numpy(), nan_ok=True, **tolerance), (
-                    column
-                )
+                fresh = again[column].clip(-widest, widest) if what.narrow else again[column]
+                assert fresh.to_numpy() == pytest.approx(old[column].to_numpy(), nan_ok=True, **tolerance), column
             elif column != "diverged_at":
                 assert list(again[column]) == list(old[column]), column
