@@ -24,9 +24,9 @@ def test_every_id_has_exactly_one_row_and_provenance_is_recorded(collected):
     assert {"version", "commit", "python", "packages"} <= set(collected["provenance"])
 
 
-def test_only_the_table_on_real_pairs_is_open(collected):
-    """Five seeds of small models do not tell the two losses of Table 3 apart."""
-    assert {row["id"] for row in collected["claims"] if row["verdict"] == "open"} == {"tab-3"}
+def test_only_the_tables_on_language_models_are_open(collected):
+    """Five seeds of small models do not tell two losses apart in every reading of Tables 2 and 3."""
+    assert {row["id"] for row in collected["claims"] if row["verdict"] == "open"} == {"tab-2", "tab-3"}
 
 
 def test_only_language_models_of_the_papers_size_were_not_run(collected):
