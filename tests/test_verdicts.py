@@ -39,9 +39,10 @@ def test_every_verdict_is_computed_again_from_its_evidence(collected):
         assert ledger.verdict(row["evidence"])[0] == row["verdict"], row["id"]
 
 
-def test_every_check_killed_at_least_three_mutants_and_all_that_matter(collected):
+def test_every_check_that_decided_killed_at_least_three_mutants_and_all_that_matter(collected):
+    """Where the data do not decide a statement, they cannot decide its mutants either."""
     for row in collected["claims"]:
-        for evidence in (e for e in row["evidence"] if e["role"] != "not-run"):
+        for evidence in (e for e in row["evidence"] if e["passed"] is not None):
             assert evidence["mutants_killed"] >= 3, (row["id"], evidence["method"], evidence["statement"])
             assert evidence["passed"] is False or evidence["mutants_killed"] == evidence["mutants_total"], row["id"]
 
