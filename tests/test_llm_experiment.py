@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-from scipy import stats
 
 from bdpo import results
-from bdpo.llm import compare, experiment, language
+from bdpo.llm import experiment, language
 from bdpo.losses import LOSSES, PAPER
 
 TINY = experiment.Setup(
@@ -25,62 +23,6 @@ TINY = experiment.Setup(
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TQDM_DISABLE", "1")
-
-
-# ---------------------------------------------------------------- tables from raw rows
-
-
-def test_interval_is_students() -> None:
-    values = [1.0, 2.0, 4.0]
-    mean, low, high = compare.interval(values)
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert mean == pytest.approx(7 / 3)
-    assert (low, high) == pytest.approx(tuple(expected))
-
-
-def test_interval_of_one_run_has_no_ends_and_refuses_what_is_not_finite() -> None:
-    mean, low, high = compare.interval([3.0])
-    assert mean == 3
-    assert math.isnan(low)
-    assert math.isnan(high)
-    for wrong in ([], [1.0, math.nan], [math.inf]):
-        with pytest.raises(ValueError, match="an interval needs finite numbers"):
-            compare.interval(wrong)
-
-
-def rows(**values: list[float]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [{"method": m, "seed": k, "score": v} for m, list_ in values.items() for k, v in enumerate(list_)]
-    )
-
-
-def test_differences_are_paired_and_leave_out_seeds_that_one_lacks() -> None:
-    frame = rows(dpo=[0.0, 10.0, 20.0], bdpo=[1.0, 12.0, 21.0, 99.0])
-    found = compare.summary(frame, ["score"]).set_index("method").loc["bdpo"]
-    assert (found.n, found.pairs) == (4, 3)
-    assert (found.difference, found.difference_low) == pytest.approx(compare.interval([1.0, 2.0, 1.0])[:2])
-
-
-def test_summary_does_not_depend_on_the_order_of_rows() -> None:
-    frame = rows(dpo=[0.0, 10.0, 20.0], bdpo=[1.0, 12.0, 21.0])
-    shuffled = frame.sample(frac=1, random_state=0)
-    both = [compare.summary(f, ["score"]).set_index("method").sort_index() for f in (frame, shuffled)]
-    pd.testing.assert_frame_equal(*both)
-
-
-def test_rows_that_are_the_same_are_flagged_and_doubled_rows_refused() -> None:
-    frame = rows(dpo=[0.0, 1.0], bdpo=[2.0, 3.0], copy=[2.0, 3.0])
-    twins = compare.summary(frame, ["score"]).set_index("method").twin
-    assert twins["bdpo"] == "copy"
-    assert twins["dpo"] == ""
-    with pytest.raises(ValueError, match="two rows for seed 0"):
-        compare.summary(pd.concat([frame, frame]), ["score"])
-
-
-def test_a_cell_shows_number_and_interval() -> None:
-    assert compare.cell(0.414, 0.351, 0.469) == "0.41 [0.35, 0.47]"
-    assert compare.cell(1.0, math.nan, math.nan, 1) == "1.0"
-    assert compare.cell(math.nan, 0, 0) == "–"
 
 
 # ---------------------------------------------------------------- the experiment

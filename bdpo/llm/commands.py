@@ -156,7 +156,7 @@ def compare(plan: Plan) -> int:
     import pandas as pd
 
     from bdpo.llm import report
-    from bdpo.llm.compare import cell, summary
+    from bdpo.tables import Interval, summary
 
     start = time.perf_counter()
     rows = [_row(Path(folder)) for folder in plan["runs"]]
@@ -169,9 +169,9 @@ def compare(plan: Plan) -> int:
             "method": row["method"],
             "quantity": row["quantity"],
             "n": row["n"],
-            "mean [95 %]": cell(row["mean"], row["low"], row["high"], 3),
-            f"minus {plan['baseline']} [95 %]": cell(
-                row["difference"], row["difference_low"], row["difference_high"], 3
+            "mean, 95 %": format(Interval(row["mean"], row["low"], row["high"]), ".3f"),
+            f"minus {plan['baseline']}, 95 %": format(
+                Interval(row["difference"], row["difference_low"], row["difference_high"]), ".3f"
             ),
             "same numbers as": row["twin"] or None,
         }

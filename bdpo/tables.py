@@ -1,18 +1,48 @@
-r"""Tables from raw rows: means with intervals over seeds, and differences to a baseline paired by seed."""
+r"""Tables from raw rows: means with intervals over runs, differences to a baseline paired by seed, one look.
+
+.. code-block:: python
+
+    gain = tables.interval(reward["bdpo"] - reward["dpo"])  # one number a seed
+    f"{gain:.2f}"  # '−0.13 ± 0.08'
+    tables.show(frame)
+    tables.lines(["loss", "gain"], [("bDPO", f"{gain:.2f}")])
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from bdpo.verify.display import prose
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+class Interval(NamedTuple):
+    """A mean with its interval; formats as mean ± half the width, or as a dash where nothing was measured."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def half(self) -> float:
+        """Half the width; NaN for a single run."""
+        return (self.high - self.low) / 2
+
+    def __format__(self, spec: str) -> str:
+        if math.isnan(self.mean):
+            return "–"
+        text = format(self.mean, spec)
+        text += "" if math.isnan(self.half) else f"\u00a0±\u00a0{format(self.half, spec)}"
+        return text.replace("-", "−")
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> Interval:
     r"""Mean of independent runs with Student's interval.
 
     :math:`\bar x \pm t_{n-1}\, s/\sqrt n`
@@ -26,7 +56,7 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
 
     Returns
     -------
-    tuple of float
+    Interval
         Mean, lower and upper end. With one value the ends are NaN: nothing is known about the spread.
 
     Raises
@@ -41,9 +71,9 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
         raise ValueError(f"values = {list(values)}: an interval needs finite numbers, at least one")
     mean = float(data.mean())
     if data.size == 1:
-        return mean, math.nan, math.nan
-    half = float(stats.t.ppf((1 + level) / 2, data.size - 1) * data.std(ddof=1) / math.sqrt(data.size))
-    return mean, mean - half, mean + half
+        return Interval(mean, math.nan, math.nan)
+    half = float(stats.t.ppf((1 + level) / 2, data.size - 1) * stats.sem(data))
+    return Interval(mean, mean - half, mean + half)
 
 
 def summary(
@@ -105,9 +135,52 @@ def summary(
     return pd.DataFrame(rows)
 
 
-def cell(mean: float, low: float, high: float, digits: int = 2) -> str:
-    """A number with its interval as people write it: ``0.41 [0.35, 0.47]``; without ends where there are none."""
-    if math.isnan(mean):
-        return "–"
-    text = f"{mean:.{digits}f}"
-    return text if math.isnan(low) else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+def render(frame: pd.DataFrame, *, caption: str = "", index: bool = True) -> str:
+    """The HTML that `show` displays; see there."""
+    if frame.empty:
+        raise ValueError("the table is empty: give at least one line and one column")
+
+    def words(cell: Any) -> Any:
+        return prose(cell).replace("\n", "<br>") if isinstance(cell, str) else cell
+
+    typeset = frame.map(words).rename(index=words, columns=words)
+    table = typeset.to_html(classes="table", border=0, escape=False, index=index, justify="unset")
+    if caption:
+        start = table.index(">") + 1
+        table = f"{table[:start]}<caption>{prose(caption)}</caption>{table[start:]}"
+    return f'<div class="bdpo-table" tabindex="0">{table}</div>'
+
+
+def show(frame: pd.DataFrame, *, caption: str = "", index: bool = True) -> None:
+    """Display a frame in the book's look; a table that is too wide scrolls, also by keyboard.
+
+    Parameters
+    ----------
+    frame
+        In strings, also those of the titles, ``$...$`` is mathematics, and a line break starts a new line.
+    caption
+        Shown above.
+    index
+        Whether the index is a column.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to show.
+    """
+    from IPython.display import HTML, display
+
+    display(HTML(render(frame, caption=caption, index=index)))
+
+
+def lines(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Display rows of cells under titles, each cell as ``str`` writes it; otherwise as `show`.
+
+    Raises
+    ------
+    ValueError
+        If there is no row, or one that is longer or shorter than the titles.
+    """
+    import pandas as pd
+
+    show(pd.DataFrame([[str(cell) for cell in row] for row in rows], columns=list(titles)), index=False)
