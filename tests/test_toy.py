@@ -14,7 +14,15 @@ from bdpo.imbalance import mean_log_ratio
 from bdpo.toy import engine, kernel, world
 
 N = 5
-FIELDS = ("beta", "clip", "label_smoothing", "sft_weight", "gamma", "delta", "odds_weight")
+FIELDS = ("beta", "clip", "label_smoothing", "sft_weight", "gamma", "delta", "odds_weight", "detach_lambda")
+# Every pair loss as it comes, and those whose gradient can pass through lambda also in that reading.
+READINGS = [
+    *((method, {}) for method in toy.PAIRS),
+    *((method, {"detach_lambda": False}) for method in ("nbdpo_v2_asym", "nbdpo_v2_sym", "bdpo")),
+]
+each_reading = pytest.mark.parametrize(
+    ("method", "more"), READINGS, ids=[m + "_through" * bool(k) for m, k in READINGS]
+)
 
 
 def loss_of(method, lp_w, lp_l, ref_w, ref_l, **settings):
@@ -41,14 +49,14 @@ def settings_of(method, **more):
 # ---------------------------------------------------------------- one pair
 
 
-@pytest.mark.parametrize("method", toy.PAIRS)
-def test_a_pair_has_the_value_and_the_gradient_of_the_loss(method):
+@each_reading
+def test_a_pair_has_the_value_and_the_gradient_of_the_loss(method, more):
     random = np.random.default_rng(0)
     lp, ref = (torch.tensor(-np.exp(random.uniform(-4, 3, (200, 2)))) for _ in range(2))
     lp.requires_grad_()
-    expected = loss_of(method, lp[:, 0], lp[:, 1], ref[:, 0], ref[:, 1], **settings_of(method))
+    expected = loss_of(method, lp[:, 0], lp[:, 1], ref[:, 0], ref[:, 1], **settings_of(method, **more))
     (gradient,) = torch.autograd.grad(expected.sum(), lp)
-    how = toy.coefficients(method, **settings_of(method))
+    how = toy.coefficients(method, **settings_of(method, **more))
     for k in range(len(lp)):
         at = lp[k].tolist()
         h = [x - math.log(-math.expm1(x)) if how[0][kernel.ODDS] else x for x in at]
@@ -106,11 +114,11 @@ def tables(seed=1, size=3.0):
     return logits, torch.tensor(random.standard_normal((N, N))).log_softmax(-1).numpy()
 
 
-@pytest.mark.parametrize("method", toy.PAIRS)
+@each_reading
 @pytest.mark.parametrize("mask_rate", [0.0, 0.4])
-def test_a_step_on_all_pairs_descends_the_gradient_of_autograd(method, mask_rate):
+def test_a_step_on_all_pairs_descends_the_gradient_of_autograd(method, more, mask_rate):
     logits, reference = tables()
-    some = settings_of(method)
+    some = settings_of(method, **more)
     s = toy.Settings(method=method, n=N, mask_rate=mask_rate, **some)
     moved = one_step(method, mask_rate, s, logits, reference)
     expected = descent(method, world_of(mask_rate)[1], logits, reference, **some)
@@ -118,10 +126,10 @@ def test_a_step_on_all_pairs_descends_the_gradient_of_autograd(method, mask_rate
     assert np.abs(expected).max() > 1e-3
 
 
-@pytest.mark.parametrize("method", toy.PAIRS)
-def test_a_step_on_a_batch_descends_the_gradient_of_autograd(method):
+@each_reading
+def test_a_step_on_a_batch_descends_the_gradient_of_autograd(method, more):
     logits, reference = tables()
-    some = settings_of(method)
+    some = settings_of(method, **more)
     s = toy.Settings(method=method, n=N, data="fresh", batch=7, **some)
     moved = one_step(method, 0.2, s, logits, reference, batch=7)
     drawn = world.draw_pairs(world_of(0.2)[1], (1, 7), world.generator(0, world.DATA, 2))[0]
@@ -131,13 +139,26 @@ def test_a_step_on_a_batch_descends_the_gradient_of_autograd(method):
     )
 
 
+@pytest.mark.parametrize("detach_lambda", [True, False])
 @pytest.mark.parametrize("method", toy.PAPER)
-def test_a_step_where_responses_are_as_good_as_impossible_stays_exact(method):
+def test_a_step_where_responses_are_as_good_as_impossible_stays_exact(method, detach_lambda):
     logits, reference = tables(size=200.0)
-    s = toy.Settings(method=method, n=N)
-    some = {"beta": 1.0, "clip": 0.5}
+    some = {"beta": 1.0, "clip": 0.5, "detach_lambda": detach_lambda}
+    s = toy.Settings(method=method, n=N, **some)
     expected = descent(method, world_of(0.0)[1], logits, reference, **some)
     assert one_step(method, 0.0, s, logits, reference) == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("method", ["nbdpo_asym", "nbdpo_sym", "nbdpo_v2_asym", "nbdpo_v2_sym", "bdpo"])
+def test_through_lambda_or_not_differs_for_v2_and_bdpo_alone_and_agrees_at_the_kink_of_an_equal_pair(method):
+    logits, reference = tables()
+    moved = [one_step(method, 0.0, toy.Settings(method=method, n=N, detach_lambda=d), logits, reference)
+             for d in (True, False)]  # fmt: skip
+    assert (moved[0] == moved[1]).all() == (method in ("nbdpo_asym", "nbdpo_sym"))
+    even = np.zeros((N, N))
+    s = toy.Settings(method=method, n=N, detach_lambda=False)
+    expected = descent(method, world_of(0.0)[1], even, reference, beta=1.0, clip=0.5, detach_lambda=False)
+    assert one_step(method, 0.0, s, even, reference) == pytest.approx(expected, rel=1e-10, abs=1e-13)
 
 
 @pytest.mark.parametrize("method", ["dpo", "nbdpo_v2_sym", "bdpo", "ipo", "hinge"])
@@ -240,6 +261,33 @@ def test_rlhf_and_ppo_reach_the_optimum_of_dpo():
     target = np.exp(torch.tensor(world.log_utility(4)).log_softmax(-1).numpy())
     for method, lp in zip(rows.method, rows.logps, strict=True):
         assert np.exp(lp) == pytest.approx(target, abs=0.05), method
+
+
+def test_a_reward_network_may_take_over_the_hidden_layer_of_the_reference():
+    """By torch: the reference's hidden layer, a new last layer of zeros, Bradley-Terry on the pairs of the method."""
+    base = toy.Settings(n=N, policy="mlp", width=6, init="random", seed=3, reference_steps=9, learning_rate=0.5)
+    s = replace(base, method="rlhf", steps=7, reward_start="reference")
+    start, law = engine._initial(s), world_of(0.0, 3)[1]
+    w = engine._world(s, engine._logps_of(s, start))
+    parameters = start.copy()
+    engine._stage(s, w, (kernel.EXPECTATION, *toy.coefficients("dpo")), parameters, engine._logps_of(s, start), 1, 9)
+    parameters[N * 6 + 6 :] = 0
+    scores, weights = network(parameters, N, 6)
+    optimizer = torch.optim.SGD(weights, lr=0.5)
+    x, i, j = np.nonzero(law)
+    for _ in range(7):
+        optimizer.zero_grad()
+        gap = scores()[x, i] - scores()[x, j]
+        (torch.tensor(law[x, i, j]) * -torch.nn.functional.logsigmoid(gap)).sum().backward()
+        optimizer.step()
+    found = engine._reward_model(s, w, (start, parameters))
+    assert found == pytest.approx(scores().detach().numpy(), abs=1e-12)
+    fresh = engine._reward_model(replace(s, reward_start="initial"), w, (start, parameters))
+    assert np.abs(fresh - found).max() > 1e-3
+    rows = toy.run_grid(s, reward_start=["initial", "reference"], method=["rlhf", "ppo", "dpo"]).reward
+    assert rows[0] != rows[3]
+    assert rows[1] != rows[4]
+    assert rows[2] == rows[5]
 
 
 # ---------------------------------------------------------------- measures
@@ -372,7 +420,7 @@ def test_a_reference_that_diverged_takes_its_runs_along():
     row = toy.run([s]).iloc[0]
     assert row.status in ("ok", "diverged")
     nan = np.full((N, N), np.nan)
-    rows = engine._rows(s, engine._world(s, nan * 0), engine._initial(s), nan, engine._initial(s), {}, False)
+    rows = engine._rows(s, engine._world(s, nan * 0), engine._initial(s), nan, (nan, nan), {}, False)
     assert [r["status"] for r in rows] == ["diverged"]
 
 
@@ -425,6 +473,9 @@ BAD = [
     ({"n": 2, "mask": ((0, 0), (0, 0))}, "a square table of bools"),
     ({"mask_rule": "rows"}, "mask_rule is 'rows'"),
     ({"ppo_clip": 1.0}, "ppo_clip is 1.0"),
+    ({"detach_lambda": 1}, "detach_lambda is 1; allowed: True or False"),
+    ({"masked_pairs": "kept"}, "masked_pairs is 'kept'; allowed: redrawn, dropped"),
+    ({"reward_start": "zero"}, "reward_start is 'zero'; allowed: initial, reference"),
 ]
 
 
@@ -458,7 +509,8 @@ def test_bad_grids_are_refused():
 def test_masks_have_their_rate_are_nested_and_leave_pairs(rule):
     for seed in range(20):
         masks = [world.draw_mask(20, rate, seed, rule) for rate in (0.0, 0.2, 0.4, 0.85)]
-        assert [m.mean() for m in masks] == pytest.approx([0.0, 0.2, 0.4, 0.85])
+        if rule != "independent":
+            assert [m.mean() for m in masks] == pytest.approx([0.0, 0.2, 0.4, 0.85])
         for small, large in itertools.pairwise(masks):
             assert not (small & ~large).any()
         assert (~masks[-1]).sum(1).min() >= 2
@@ -468,6 +520,37 @@ def test_masks_have_their_rate_are_nested_and_leave_pairs(rule):
         assert (masks[-1].sum(1) == 17).all()
     if rule == "table":
         assert len(set(masks[1].sum(1))) > 1
+
+
+def test_independent_masks_have_their_rate_on_average_and_differ_in_number():
+    shares = np.array([[world.draw_mask(20, r, seed, "independent").mean() for r in (0.2, 0.4)] for seed in range(200)])
+    assert shares.mean(0) == pytest.approx([0.2, 0.4], abs=4 * 0.5 / 20 / 200**0.5)
+    assert (shares.std(0) > 0.01).all()
+    assert (~world.draw_mask(20, 0.9, 0, "independent")).sum(1).min() == 2
+
+
+def test_dropped_pairs_leave_fewer_data_and_weigh_prompts_by_their_pairs():
+    base = toy.Settings(n=6, mask_rate=0.4, seed=3, data="fixed", pairs=5000, label_noise=0.2, masked_pairs="dropped")
+    w = engine._world(base, np.zeros((6, 6)))
+    kept = (~w.mask).sum(1)
+    assert w.law.sum((1, 2)) == pytest.approx(kept * (kept - 1) / (kept * (kept - 1)).sum())
+    assert not w.mask.ravel()[w.fixed].any()
+    assert len(w.fixed) == pytest.approx(5000 * (kept * (kept - 1)).sum() / (6 * 30), abs=4 * 35)
+    assert world.count_pairs(w.fixed, 6) == pytest.approx(w.law, abs=0.02)
+    whole = engine._world(replace(base, mask_rate=0.0), np.zeros((6, 6)))
+    redrawn = engine._world(replace(base, mask_rate=0.0, masked_pairs="redrawn"), np.zeros((6, 6)))
+    assert (whole.law == redrawn.law).all()
+    assert (whole.fixed == redrawn.fixed).all()
+    only = world.draw_pairs(world.pair_weights(world.log_utility(6), np.zeros((6, 6), bool)), (1,), _first(base))[0]
+    mask = np.zeros((6, 6), bool)
+    mask.ravel()[only[0]] = True
+    alone = replace(base, mask_rate=0.0, mask=tuple(map(tuple, mask)), pairs=1, label_noise=0.0)
+    with pytest.raises(ValueError, match="pairs is 1, all dropped"):
+        engine._world(alone, np.zeros((6, 6)))
+
+
+def _first(s):
+    return world.generator(s.seed, world.DATA, 0)
 
 
 def test_masks_of_different_seeds_differ():

@@ -54,7 +54,7 @@ def test_in_a_table_dpo_is_the_pipeline_with_any_data() -> None:
 
 def test_the_sweep_holds_every_method_in_every_comparison_and_varies_one_thing_at_a_time() -> None:
     settings = distances.against_ppo(2)
-    assert len(settings) == 22 * 2 * len(toy.METHODS)
+    assert len(settings) == 29 * 2 * len(toy.METHODS)
     for k in range(0, len(settings), len(toy.METHODS)):
         assert tuple(s.method for s in settings[k : k + len(toy.METHODS)]) == toy.METHODS
     assert all(bool(s.mask_rate) + bool(s.label_noise) + (s.init == "shifted") <= 1 for s in settings)

@@ -91,6 +91,16 @@ def test_recorded_sweeps_are_made_of_distinct_runs_with_paired_methods(name):
     assert len(worlds) * len(methods) == len(settings)
 
 
+def test_a_variation_changes_the_central_reading_in_one_thing():
+    for name, change in sweeps.VARIATIONS.items():
+        assert len(change) == (name != "central")
+        assert all(getattr(sweeps.CENTRAL, key) != value for key, value in change.items())
+    assert len({tuple(change.items()) for change in sweeps.VARIATIONS.values()}) == len(sweeps.VARIATIONS)
+    settings = sweeps.variations(2)
+    assert len(settings) == len(sweeps.VARIATIONS) * 3 * 3 * 2 * 6
+    assert sum(s == replace(sweeps.CENTRAL, record=(100,), watch_every=0) for s in settings) == 1
+
+
 def test_the_command_records_a_result(tmp_path, monkeypatch, capsys):
     few = sweeps.Recorded("a title", lambda seeds: toy.grid(BASE, seed=range(seeds), method=("dpo", "ppo")), 5)
     monkeypatch.setitem(sweeps.RECORDED, "table1", few)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bdpo.toy.engine import Settings, grid, run
+from bdpo.toy.engine import REWARD_STARTS, Settings, grid, run
 from bdpo.toy.methods import METHODS
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def rows(settings: Sequence[Settings]) -> pd.DataFrame:
 def against_ppo(seeds: int = 16) -> list[Settings]:
     """Every method on the same data as PPO, with masks, label noise and distribution shift, one at a time.
 
-    A table of logits (Adam, rate 0.01) and the network of the central reading see masks, then label noise. The table
+    A table of logits (Adam, rate 0.01) and the network of the central reading see masks, then label noise; the network
+    twice, since its reward model may take over the reference's hidden layer or start from the first policy. The table
     alone starts from a bump beside the best responses, with pairs drawn evenly or from that bump; there is no stage
     that makes a reference, so that the bump is the reference. The reward model has as many updates as a policy at step
     ``BUDGET``, on the same pairs.
@@ -111,7 +112,7 @@ def against_ppo(seeds: int = 16) -> list[Settings]:
     table = Settings(policy="tabular", learning_rate=0.01, **common)
     network = Settings(policy="mlp", init="random", learning_rate=0.001, **common)
     runs = []
-    for base in (table, network):
+    for base in (table, *grid(network, reward_start=REWARD_STARTS)):
         runs += grid(base, mask_rate=(0.0, 0.2, 0.4), seed=range(seeds), method=METHODS)
         runs += grid(base, label_noise=(0.1, 0.2, 0.3, 0.4), seed=range(seeds), method=METHODS)
     bump = replace(table, init="shifted", reference_steps=0)

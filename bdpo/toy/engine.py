@@ -41,6 +41,8 @@ DATA = ("expectation", "fixed", "fresh")
 INITS = ("uniform", "random", "shifted")
 STARTS = ("reference", "initial")
 SAMPLING = ("uniform", "initial")
+MASKED_PAIRS = ("redrawn", "dropped")
+REWARD_STARTS = ("initial", "reference")
 DTYPES = ("float64", "float32")
 
 
@@ -57,8 +59,9 @@ class Settings:
     n: int = 20  #: prompts, and responses; Section 6.1.1
     alpha: float = 0.6  #: sharpness of the preferences (Eq 34); Appendix B
     mask_rate: float = 0.0  #: share of masked cells; Table 1 has 0, 0.2 and 0.4
-    mask_rule: str = "table"  #: ``"table"``, ``"prompt"`` or ``"spare_best"``, see `bdpo.toy.world.draw_mask`
+    mask_rule: str = "table"  #: one of ``MASK_RULES`` of `bdpo.toy.world`, see its `draw_mask`
     mask: tuple[tuple[bool, ...], ...] | None = None  #: a mask of your own, [prompt][response], instead of a drawn one
+    masked_pairs: str = "redrawn"  #: a drawn pair that meets a mask is drawn again; or ``"dropped"``, which costs data
     policy: str = "tabular"  #: ``"tabular"``: a table of logits; ``"mlp"``: one hidden layer (ReLU) on one-hot prompts
     width: int = 64  #: units of the hidden layer
     init: str = "uniform"  #: first policy: ``"uniform"``; ``"random"``; ``"shifted"``, a bump around ``x + shift``
@@ -77,12 +80,14 @@ class Settings:
     label_noise: float = 0.0  #: share of flipped labels in training, from 0 to 1
     beta: float = 1.0  #: Appendix B
     clip: float = 0.5  #: of the four nbDPO; Appendix B
+    detach_lambda: bool = True  #: whether lambda is held constant in the gradient; the paper does not say
     label_smoothing: float = 0.1  #: of ``conservative_dpo`` and ``robust_dpo``
     sft_weight: float | None = None  #: of ``dpo_sft``, ``cpo``, ``slic``; ``None``: the default of `bdpo.losses`
     gamma: float = 0.5  #: of ``simpo``
     delta: float = 1.0  #: of ``slic``
     odds_weight: float = 0.1  #: of ``orpo``
     reward_steps: int | None = None  #: updates of the reward model; ``None``: as many as ``steps``
+    reward_start: str = "initial"  #: the reward network's: first policy; ``"reference"``, its last layer new and zero
     ppo_clip: float = 0.2  #: bounds of PPO's ratio, 1 minus and plus this
     ppo_updates: int = 4  #: updates of the policy for each sample of ``batch`` responses
     record: tuple[int, ...] = field(default=())  #: steps of the method to keep a row of, besides the last
@@ -97,6 +102,8 @@ class Settings:
             _check_whole(name, getattr(self, name), *whole)
         for name, real in _REAL.items():
             _check_real(name, getattr(self, name), *real)
+        if not isinstance(self.detach_lambda, bool):
+            raise ValueError(f"detach_lambda is {self.detach_lambda!r}; allowed: True or False")
         if self.policy == "mlp" and self.init == "shifted":
             raise ValueError("init is 'shifted' and policy 'mlp'; allowed: a table of logits, or another init")
         if self.data == "fresh" and self.batch == 0:
@@ -144,6 +151,8 @@ _CHOICES = {
     "data": DATA,
     "start": STARTS,
     "sampling": SAMPLING,
+    "masked_pairs": MASKED_PAIRS,
+    "reward_start": REWARD_STARTS,
     "dtype": DTYPES,
 }
 _WHOLE = {
@@ -379,12 +388,20 @@ def _world(s: Settings, initial: NDArray[Any]) -> _World:
     log_u = world.log_utility(s.n, s.alpha)
     mask = world.draw_mask(s.n, s.mask_rate, s.seed, s.mask_rule) if s.mask is None else np.array(s.mask)
     sampling = np.exp(initial) if s.sampling == "initial" else None
-    law = world.pair_weights(log_u, mask, label_noise=s.label_noise, sampling=sampling)
-    clean = world.pair_weights(log_u, mask, sampling=sampling)
+    drop = s.masked_pairs == "dropped"
+    drawn, clean = (
+        world.pair_weights(log_u, np.zeros_like(mask) if drop else mask, label_noise=noise, sampling=sampling)
+        for noise in (s.label_noise, 0.0)
+    )
     fixed = None
     if s.data == "fixed":
-        fixed = world.draw_pairs(law, (s.pairs,), world.generator(s.seed, world.DATA, 0))
-    return _World(log_u, mask, law, clean, *layout(mask), fixed)
+        fixed = world.draw_pairs(drawn, (s.pairs,), world.generator(s.seed, world.DATA, 0))
+    if drop:
+        drawn, clean = world.drop_masked(drawn, mask), world.drop_masked(clean, mask)
+        fixed = None if fixed is None else fixed[~mask.ravel()[fixed].any(1)]
+        if fixed is not None and not len(fixed):
+            raise ValueError(f"pairs is {s.pairs}, all dropped at mask_rate {s.mask_rate}; give more pairs")
+    return _World(log_u, mask, drawn, clean, *layout(mask), fixed)
 
 
 def layout(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -533,7 +550,7 @@ def _reference_settings(s: Settings) -> Settings:
 
 _ONLY_METHOD = {
     *("clip", "label_smoothing", "sft_weight", "gamma", "delta", "odds_weight"),
-    *("reward_steps", "ppo_clip", "ppo_updates", "watch_every", "start"),
+    *("detach_lambda", "reward_steps", "reward_start", "ppo_clip", "ppo_updates", "watch_every", "start"),
 }
 
 
@@ -551,7 +568,7 @@ def _group(settings: list[Settings], policies: bool) -> Iterator[list[dict[str, 
     models: dict[Any, NDArray[Any]] = {}
     for one in settings:
         begin = parameters if one.start == "reference" else start
-        yield _rows(one, w, begin.copy(), reference, start, models, policies)
+        yield _rows(one, w, begin.copy(), reference, (start, parameters), models, policies)
 
 
 def _logps_of(s: Settings, parameters: NDArray[Any]) -> NDArray[Any]:
@@ -561,12 +578,17 @@ def _logps_of(s: Settings, parameters: NDArray[Any]) -> NDArray[Any]:
     return _log_policy(logits)
 
 
-def _reward_model(s: Settings, w: _World, start: NDArray[Any]) -> NDArray[Any]:
+def _reward_model(s: Settings, w: _World, stages: tuple[NDArray[Any], NDArray[Any]]) -> NDArray[Any]:
     """Scores [prompt, response] of a Bradley-Terry model of the policy's shape, trained on the pairs of the method.
 
-    A table starts from zeros, that is, from no opinion, rather than from the logits of the first policy.
+    ``stages`` are the parameters of the first policy and of the reference. A table starts from zeros, that is, from no
+    opinion, rather than from logits; so does the last layer of a network that takes over the reference's hidden layer.
     """
-    scores = np.zeros_like(start) if s.policy == "tabular" else start.copy()
+    scores = stages[REWARD_STARTS.index(s.reward_start)].copy()
+    if s.policy == "tabular":
+        scores[:] = 0
+    elif s.reward_start == "reference":
+        scores[s.n * s.width + s.width :] = 0
     steps = s.steps if s.reward_steps is None else s.reward_steps
     how = (_pair_mode(s), *coefficients("reward_bt", dtype=np.dtype(s.dtype)))
     _, logits, _ = _stage(s, w, how, scores, np.zeros((s.n, s.n)), 2, steps, record=[steps])
@@ -578,14 +600,14 @@ def _rows(
     w: _World,
     parameters: NDArray[Any],
     reference: NDArray[Any],
-    start: NDArray[Any],
+    stages: tuple[NDArray[Any], NDArray[Any]],
     models: dict[Any, NDArray[Any]],
     policies: bool,
 ) -> list[dict[str, Any]]:
     kind = np.dtype(s.dtype)
     record = sorted({*s.record, s.steps})
     options = {name: getattr(s, name) for name in ("beta", "clip", "label_smoothing", "sft_weight")}
-    options |= {name: getattr(s, name) for name in ("gamma", "delta", "odds_weight")}
+    options |= {name: getattr(s, name) for name in ("gamma", "delta", "odds_weight", "detach_lambda")}
     switches, numbers = coefficients(s.method, dtype=kind, **options)
     table, watch = None, s.watch_every
     mode = _pair_mode(s)
@@ -594,9 +616,9 @@ def _rows(
         if s.method == "oracle":
             table = w.log_u
         else:
-            key = (s.steps, s.reward_steps)
+            key = (s.steps, s.reward_steps, s.reward_start)
             if key not in models:
-                models[key] = _reward_model(s, w, start)
+                models[key] = _reward_model(s, w, stages)
             table = models[key]
     if np.isfinite(reference).all() and (table is None or np.isfinite(table).all()):
         lost, logits, losses = _stage(

@@ -25,9 +25,9 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
-# A loss is five integers and ten numbers. First the links, then where an integer or a number stands.
+# A loss is six integers and ten numbers. First the links, then where an integer or a number stands.
 LOGISTIC, SQUARE, HINGE = 0, 1, 2
-LINK, SHARE, ODDS, FREE, HEAD = range(5)
+LINK, SHARE, ODDS, FREE, HEAD, THROUGH = range(6)
 # Numbers of a run.
 BETA, LOW, HIGH, VALUE, GAMMA, RIGHT, WRONG, SFT, CENTRE, SCALE = range(10)
 # What a step follows.
@@ -118,22 +118,29 @@ def pair(
     switches: Any, numbers: Any, lp_w: float, lp_l: float, h_w: float, h_l: float
 ) -> tuple[float, float, float, float, float]:
     """Of one pair: loss, margin z, slope dl/dz, and the weights of winner and loser in the gradient."""
-    win, lose, value, other = weights(switches, numbers, lp_w, lp_l)
+    win, lose, value, other = weights(switches, numbers, lp_w, lp_l, h_w, h_l)
     z = numbers[BETA] * (value * h_w - other * h_l) - numbers[GAMMA]
     loss, slope = link(switches, numbers, z)
     return loss, z, slope, win, lose
 
 
 @njit(**_inner)
-def weights(switches: Any, numbers: Any, lp_w: float, lp_l: float) -> tuple[float, float, float, float]:
+def weights(
+    switches: Any, numbers: Any, lp_w: float, lp_l: float, h_w: float, h_l: float
+) -> tuple[float, float, float, float]:
     """What multiplies winner and loser in the gradient, and what multiplies them in the value."""
+    through = switches[THROUGH] != 0  # whether the gradient passes through lambda
     if switches[SHARE]:
         total = lp_w + lp_l
-        share = lp_l / total if total != 0 else 0.5
-        rest = lp_w / total if total != 0 else 0.5
-        return share, rest, share, rest
-    lam = 1 + min(max(lp_w - lp_l, numbers[LOW]), numbers[HIGH])
-    return lam, 1.0, 1 + numbers[VALUE] * (lam - 1), 1.0
+        if total == 0:
+            return 0.0 if through else 0.5, 0.0 if through else 0.5, 0.5, 0.5
+        share, rest = lp_l / total, lp_w / total
+        scale = (total - h_w - h_l) / total if through else 1.0  # the reference's log-probs over the policy's
+        return scale * share, scale * rest, share, rest
+    gap = lp_w - lp_l
+    lam = 1 + min(max(gap, numbers[LOW]), numbers[HIGH])
+    more = numbers[VALUE] * h_w if through and numbers[LOW] <= gap <= numbers[HIGH] else 0.0
+    return lam + more, 1 + more, 1 + numbers[VALUE] * (lam - 1), 1.0
 
 
 @njit(**_inner)
@@ -242,6 +249,32 @@ def _pull(switches: Any, numbers: Any, rows: int, wide: int, lp_a: Any, lp_b: An
 
 
 @njit(**_inner)
+def _pull_through(
+    switches: Any,
+    numbers: Any,
+    rows: int,
+    wide: int,
+    lp_a: Any,
+    lp_b: Any,
+    h_a: Any,
+    h_b: Any,
+    d: Any,
+    g_a: Any,
+    g_b: Any,
+) -> None:
+    """The same pair by pair, for the methods whose gradient passes through lambda."""
+    beta = numbers[BETA]
+    for r in range(rows):
+        for x in range(wide):
+            win, lose, _, _ = weights(switches, numbers, lp_a[r, x], lp_b[x], h_a[r, x], h_b[x])
+            g_a[r, x] += beta * win * d[0, r * wide + x]
+            g_b[x] -= beta * lose * d[0, r * wide + x]
+            win, lose, _, _ = weights(switches, numbers, lp_b[x], lp_a[r, x], h_b[x], h_a[r, x])
+            g_b[x] += beta * win * d[1, r * wide + x]
+            g_a[r, x] -= beta * lose * d[1, r * wide + x]
+
+
+@njit(**_inner)
 def table_gradient(switches: Any, numbers: Any, lp: Any, h: Any, depth: Any, w: Any, g: Any, z: Any) -> None:
     """dL/dh of all pairs of all prompts, added to ``g``.
 
@@ -261,7 +294,10 @@ def table_gradient(switches: Any, numbers: Any, lp: Any, h: Any, depth: Any, w: 
         else:
             for order in range(2):
                 _slopes(switches, numbers, z[order], start, size, w[order])
-        _pull(switches, numbers, j, wide, lp, lp[j], z, g, g[j])
+        if switches[THROUGH]:
+            _pull_through(switches, numbers, j, wide, lp, lp[j], h, h[j], z, g, g[j])
+        else:
+            _pull(switches, numbers, j, wide, lp, lp[j], z, g, g[j])
         start += size
 
 
@@ -279,7 +315,10 @@ def batch_gradient(switches: Any, numbers: Any, lp: Any, h: Any, pairs: Any, g: 
         room[3, k] = 1 / lp.dtype.type(size)
     _margins(switches, numbers, 1, size, row[0], room[0], row[1], room[1], False, room[4:])
     _slopes(switches, numbers, room[4], 0, size, room[3])
-    _pull(switches, numbers, 1, size, row[0], room[0], room[4:], row[2], room[2])
+    if switches[THROUGH]:
+        _pull_through(switches, numbers, 1, size, row[0], room[0], row[1], room[1], room[4:], row[2], room[2])
+    else:
+        _pull(switches, numbers, 1, size, row[0], room[0], room[4:], row[2], room[2])
     for k in range(size):
         g[pairs[k, 0]] += row[2, 0, k]
         g[pairs[k, 1]] += room[2, k]

@@ -1,7 +1,6 @@
 r"""Which losses the synthetic experiment runs, as the numbers that the compiled loop takes.
 
-A method is a loss of :mod:`bdpo.losses` that is a sum over pairs, in its reading ``detach_lambda=True``, or one of
-three ways to learn from a reward:
+A method is a loss of :mod:`bdpo.losses` that is a sum over pairs, or one of three ways to learn from a reward:
 
 ==============  ====================================================================================================
 ``"rlhf"``      Bradley-Terry reward model on the same pairs, then the exact gradient of reward minus divergence
@@ -57,6 +56,7 @@ def coefficients(
     gamma: float = 0.5,
     delta: float = 1.0,
     odds_weight: float = 0.1,
+    detach_lambda: bool = True,
     dtype: Any = np.float64,
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """A loss as the compiled loop takes it.
@@ -66,7 +66,7 @@ def coefficients(
     method
         One of ``PAIRS``; or ``"reward_bt"``, whose log-probs are scores; or one of ``REWARD``, of which only ``beta``
         counts.
-    beta, clip, label_smoothing, sft_weight, gamma, delta, odds_weight
+    beta, clip, label_smoothing, sft_weight, gamma, delta, odds_weight, detach_lambda
         As in :mod:`bdpo.losses`; each is used by the losses that have it. ``sft_weight=None`` is the loss's default.
     dtype
         Of the numbers.
@@ -74,7 +74,7 @@ def coefficients(
     Returns
     -------
     tuple of arrays
-        Five integers and ten numbers; :mod:`bdpo.toy.kernel` names their places.
+        Six integers and ten numbers; :mod:`bdpo.toy.kernel` names their places.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def coefficients(
     """
     if method not in (*METHODS, "reward_bt"):
         raise ValueError(f"method is {method!r}; allowed: {', '.join(METHODS)}")
-    switches, numbers = np.zeros(5, np.int64), np.zeros(10)
+    switches, numbers = np.zeros(6, np.int64), np.zeros(10)
     numbers[[k.BETA, k.RIGHT, k.SCALE]] = beta, 1.0, 1.0
     if method.startswith("nbdpo"):
         numbers[k.LOW] = -clip / (1 + clip) if method.endswith("_sym") else 0.0
@@ -114,5 +114,6 @@ def coefficients(
         numbers[k.BETA] = 1.0
     if method in _SFT:
         numbers[k.SFT] = _SFT[method] if sft_weight is None else sft_weight
+    switches[k.THROUGH] = not detach_lambda and (method == "bdpo" or "_v2_" in method)
     switches[k.FREE] = method in ("cpo", "slic", "simpo", "orpo")
     return switches, numbers.astype(dtype)

@@ -244,6 +244,43 @@ def multiverse(seeds: int = 16) -> list[Settings]:
     return runs
 
 
+#: Readings that differ from the central one in one thing that `multiverse` does not vary, by name.
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "central": {},
+    "gradient through λ": {"detach_lambda": False},
+    "16 hidden units": {"width": 16},
+    "256 hidden units": {"width": 256},
+    "batches of 16": {"batch": 16},
+    "batches of 256": {"batch": 256},
+    "all pairs each step": {"batch": 0},
+    "exact expectation": {"data": "expectation"},
+    "first policy even": {"init": "uniform"},
+    "pairs from the first policy": {"sampling": "initial"},
+    "masks: each cell by itself": {"mask_rule": "independent"},
+    "masks: as many a prompt": {"mask_rule": "prompt"},
+    "masks: never the best": {"mask_rule": "spare_best"},
+    "masked pairs dropped": {"masked_pairs": "dropped"},
+}
+
+
+def variations(seeds: int = 16) -> list[Settings]:
+    """The central reading with one thing changed at a time, each at three learning rates.
+
+    Parameters
+    ----------
+    seeds
+        How many, from 0 on.
+
+    Returns
+    -------
+    list of Settings
+        The runs; steps 100 and 300 are rows of one run.
+    """
+    axes: dict[str, Any] = {"learning_rate": (0.0003, 0.001, 0.01), "mask_rate": MASK_RATES, "seed": range(seeds)}
+    base = replace(CENTRAL, record=(100,), watch_every=0)
+    return [s for change in VARIATIONS.values() for s in grid(replace(base, **change), **axes, method=PAPER)]
+
+
 def stability(seeds: int = 8) -> list[Settings]:
     r"""How loss and reward fare as beta and label noise grow, in both policies, at rates below and above the threshold.
 
@@ -275,14 +312,32 @@ _FEW = (
     *("policy", "init", "optimizer", "learning_rate", "data", "pairs", "start", "mask_rate", "seed", "method", "step"),
     *("status", "reward", "reward_normalised", "masked_mass", "reference_masked_mass", "kl", "rise_max", "rebound"),
 )
+_VARIED = (
+    *("detach_lambda", "width", "batch", "data", "init", "sampling", "mask_rule", "masked_pairs", "learning_rate"),
+    *("mask_rate", "seed", "method", "step", "status", "reward", "reward_normalised", "masked_mass"),
+    *("reference_masked_mass", "kl"),
+)
 _NEAR = (
-    *("policy", "init", "shift", "sampling", "mask_rate", "label_noise", "seed", "method", "step", "status"),
+    *(
+        "policy",
+        "init",
+        "reward_start",
+        "shift",
+        "sampling",
+        "mask_rate",
+        "label_noise",
+        "seed",
+        "method",
+        "step",
+        "status",
+    ),
     *("reward", "kl", "masked_mass", "ratio_probability", "ratio_log", "ratio_logit"),
     *("reference_reward", "reference_masked_mass", "tv_rlhf", "tv_ppo", "tv_rlhf_end", "tv_ppo_end"),
 )
 RECORDED = {
     "table1": Recorded("Table 1 under the central reading", table1, 128),
     "multiverse": Recorded("Every reading of the synthetic experiment", multiverse, 16, _FEW, narrow=True),
+    "variations": Recorded("The central reading with one thing changed", variations, 16, _VARIED, narrow=True),
     "against_ppo": Recorded(
         "Distances to PPO under masks, label noise and distribution shift",
         distances.against_ppo,
@@ -310,7 +365,7 @@ def record(
     Parameters
     ----------
     name
-        ``"table1"``, ``"multiverse"``, ``"stability"`` or ``"against_ppo"``.
+        One of ``RECORDED``.
     seeds
         How many; as recorded without it.
     workers, progress
@@ -353,14 +408,10 @@ def record(
             "title": what.title,
             "seeds": seeds,
             "runs": len(settings),
-            "command": _command(name),
+            "command": f"python -m bdpo.toy {name}",
         },
         seconds=seconds,
         seeds=range(seeds),
         optional=[column for column in OPTIONAL if column in table],
         root=root,
     )
-
-
-def _command(name: str) -> str:
-    return f"python -m bdpo.toy {name}"

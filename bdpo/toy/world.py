@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Table = NDArray[Any]  # [prompt, response]
 
-MASK_RULES = ("table", "prompt", "spare_best")
+MASK_RULES = ("table", "independent", "prompt", "spare_best")
 # The independent streams of random numbers of one seed.
 MASK, INIT, DATA, POLICY = range(4)
 
@@ -96,8 +96,9 @@ def draw_mask(n: int, rate: float, seed: int, rule: str = "table") -> NDArray[np
     seed
         Draws an order of the cells; a rate masks the first of them, so that masks of one seed are nested.
     rule
-        ``"table"``: that share of all cells. ``"prompt"``: of each prompt's responses. ``"spare_best"``: of all cells,
-        but never a prompt's best response. Every rule passes over a cell if its prompt would keep fewer than two.
+        ``"table"``: that share of all cells. ``"independent"``: each cell with that probability, so that the share is
+        random. ``"prompt"``: that share of each prompt's responses. ``"spare_best"``: of all cells, but never a
+        prompt's best response. Every rule passes over a cell if its prompt would keep fewer than two.
 
     Returns
     -------
@@ -111,8 +112,13 @@ def draw_mask(n: int, rate: float, seed: int, rule: str = "table") -> NDArray[np
     """
     if rule not in MASK_RULES:
         raise ValueError(f"mask_rule is {rule!r}; allowed: {', '.join(MASK_RULES)}")
+    random = generator(seed, MASK)
+    if rule == "independent":
+        lots = random.random((n, n))
+        second = np.partition(lots, n - 2, axis=1)[:, n - 2 : n - 1]  # so that two responses are always kept
+        return (lots < rate) & (lots < second)
     wanted = n * round(rate * n) if rule == "prompt" else round(rate * n * n)
-    order = generator(seed, MASK).permutation(n * n)
+    order = random.permutation(n * n)
     mask = np.zeros((n, n), bool)
     limit = round(rate * n) if rule == "prompt" else n - 2
     for cell in order:
@@ -179,6 +185,25 @@ def pair_weights(
     both = p[:, :, None] * p[:, None, :]
     both[:, np.arange(len(mask)), np.arange(len(mask))] = 0
     return noisy * 2 * both / (both.sum((1, 2), keepdims=True) * len(mask))
+
+
+def drop_masked(weights: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[Any]:
+    """Weights of pairs once those with a masked response are struck out, so that prompts with fewer left weigh less.
+
+    Parameters
+    ----------
+    weights
+        [prompt, winner, loser], as of :func:`pair_weights` without a mask.
+    mask
+        [prompt, response].
+
+    Returns
+    -------
+    array
+        [prompt, winner, loser], summing to 1.
+    """
+    left = np.where(mask[:, :, None] | mask[:, None, :], 0.0, weights)
+    return left / left.sum()
 
 
 def draw_pairs(weights: NDArray[Any], shape: tuple[int, ...], random: np.random.Generator) -> NDArray[np.int64]:
