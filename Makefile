@@ -25,7 +25,7 @@ book: $(READY)
 	@$(PY) -m bdpo build
 
 test: book
-	@$(PY) -m pytest -n auto --dist loadfile
+	@$(PY) -m pytest -n auto
 
 lint: $(READY)
 	@$(PY) -m bdpo sync --check
