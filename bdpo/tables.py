@@ -143,6 +143,8 @@ def render(frame: pd.DataFrame, *, caption: str = "", index: bool = True) -> str
     def words(cell: Any) -> Any:
         return prose(cell).replace("\n", "<br>") if isinstance(cell, str) else cell
 
+    if frame.index.nlevels == frame.columns.nlevels == 1 and frame.index.name is not None:
+        frame = frame.rename_axis(index=None, columns=frame.index.name)  # one line of titles, not two
     typeset = frame.map(words).rename(index=words, columns=words)
     table = typeset.to_html(classes="table", border=0, escape=False, index=index, justify="unset")
     if caption:

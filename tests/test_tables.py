@@ -80,6 +80,11 @@ def test_strings_are_escaped_and_mathematics_is_typeset() -> None:
     assert html.startswith('<div class="bdpo-table" tabindex="0">')  # scrolls by keyboard, too
 
 
+def test_the_name_of_the_index_stands_among_the_titles() -> None:
+    html = tables.render(pd.DataFrame({"n": [1]}, index=pd.Index(["a"], name="loss")))
+    assert re.findall("<th>(.*?)</th>", html) == ["loss", "n", "a"]
+
+
 def test_lines_show_each_cell_as_str_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     monkeypatch.setattr("IPython.display.display", lambda made: shown.append(made.data))
