@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bdpo import results
-from bdpo.llm import experiment, language
+from bdpo.llm import experiment, language, real
 from bdpo.losses import LOSSES, PAPER
 
 TINY = experiment.Setup(
@@ -75,6 +76,18 @@ def test_a_trial_that_diverged_is_never_chosen(monkeypatch: pytest.MonkeyPatch) 
     assert best["dpo"] == (0.05, experiment.MIDDLE)
 
 
+def test_tuning_follows_the_score_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(world: Any, label: str, method: str, *, beta: float, rate: float, along: bool) -> Any:
+        row = {"method": method, "beta": beta, "rate": rate, "status": "ok"}
+        return [row | {"reward": beta + rate, "accuracy": -beta - rate}], []
+
+    monkeypatch.setattr(experiment, "run", run)
+    spec = experiment.METHODS["ipo"]
+    for by, pick in (("reward", max), ("accuracy", min)):
+        best = experiment.tuned(None, "harmless", [], lambda: None, ("ipo",), by)  # type: ignore[arg-type]
+        assert best["ipo"] == (pick(spec.betas), pick(experiment.RATES))
+
+
 def test_a_record_goes_on_where_it_ended_and_refuses_other_parameters(tmp_path: Path) -> None:
     one = experiment.Record("llm/x", {"a": (1, 2)}, tmp_path)
     one.rows.append({"seed": 3, "method": "dpo", "value": 1.0})
@@ -112,28 +125,113 @@ def test_a_diverged_run_leaves_a_row_that_says_so(tmp_path: Path, monkeypatch: p
     assert [row["status"] for row in found] == ["diverged"]
 
 
-def test_real_pairs_are_shortened_and_long_ones_left_out(tmp_path: Path) -> None:
-    setup = experiment.RealSetup(prompt_characters=5, response_characters=4)
-    row = {"prompt": "0123456789", "chosen": "abcd", "rejected": "ab", "line": 1}
-    assert experiment.shortened(row, setup) == {"prompt": "56789", "chosen": "abcd", "rejected": "ab"}
-    assert experiment.shortened({**row, "rejected": "abcde"}, setup) is None
+# ---------------------------------------------------------------- real pairs
+
+TINY_REAL = real.RealSetup(
+    vocabulary=270, layers=1, width=32, validation=0.2, sft_epochs=1, epochs=1, batch=8, validations=2, checkpoints=2,
+    judge_epochs=1, samples=4, new_tokens=4, rloo_steps=2, rloo_completions=8,
+)  # fmt: skip
 
 
-def test_a_tiny_real_world_runs_all_the_way(tmp_path: Path) -> None:
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    """A file of HH's form: forty dialogues, the last eight with a second turn."""
     file = tmp_path / "pairs.jsonl.gz"
     with gzip.open(file, "wt") as stream:
-        for k in range(24):
-            row = {"prompt": f"say {k}", "chosen": f"yes {k}", "rejected": f"no {k}"}
-            stream.write(json.dumps(row) + "\n")
-    setup = experiment.RealSetup(
-        vocabulary=270, layers=1, width=32, sft_epochs=1, epochs=1, judge_epochs=1, batch=8, prompts=4, new_tokens=4
-    )
-    world = experiment.RealWorld(file, setup, 0, folder=tmp_path / "w")
-    assert world.evaluate(world.reference)["accuracy"] == 0.5
-    assert world.evaluate(world.reference)["kl"] == pytest.approx(0.0, abs=1e-6)
-    found = world.evaluate(world.policy("bdpo"))
-    assert 0 <= found["accuracy"] <= 1
-    assert (found["train"], found["held_out"]) == (19, 5)
+        for k in range(40):
+            start = f"\n\nHuman: say {k % 32}\n\nAssistant:"
+            start += f" what?\n\nHuman: {k}\n\nAssistant:" * (k >= 32)
+            stream.write(json.dumps({"chosen": f"{start} yes {k}", "rejected": f"{start} no {k}"}) + "\n")
+    return file
+
+
+def test_real_prompts_are_shortened_and_responses_measured() -> None:
+    row = {"prompt": "0123456789", "chosen": "abcd", "rejected": "ab", "line": 1}
+    assert real.shortened(row, 5) == {"prompt": "56789", "chosen": "abcd", "rejected": "ab"}
+    assert [real.longest(row), real.longest({**row, "rejected": "abcde"})] == [4, 5]
+
+
+def test_validation_pairs_are_those_of_every_seed_and_no_dialogue_is_divided(pairs_file: Path, tmp_path: Path) -> None:
+    tests = []
+    for seed in (0, 1, 2, experiment.TUNING_SEED):
+        texts = real.RealWorld(pairs_file, TINY_REAL, seed, folder=tmp_path).texts
+        assert sum(map(len, texts.values())) == 40
+        number = {part: {int(row["chosen"].split()[-1]) % 32 for row in rows} for part, rows in texts.items()}
+        assert not number["train"] & number["test"]
+        assert not number["validation"] & (number["train"] | number["test"])
+        tests.append((number["validation"], number["test"]))
+    assert len({frozenset(validation) for validation, _ in tests}) == 1
+    assert len({frozenset(test) for _, test in tests}) == 4, "each seed has a division of its own"
+
+
+def test_a_division_with_an_empty_part_is_refused(pairs_file: Path, tmp_path: Path) -> None:
+    setup = dataclasses.replace(TINY_REAL, validation=0.0)
+    with pytest.raises(ValueError, match="gz: no pairs for validation"):
+        real.RealWorld(pairs_file, setup, 0, folder=tmp_path)
+
+
+def test_tuning_scores_on_validation_pairs_and_a_recorded_seed_on_test_pairs(pairs_file: Path, tmp_path: Path) -> None:
+    for split in ("validation", "test"):
+        world = real.RealWorld(pairs_file, TINY_REAL, 0, split, folder=tmp_path)
+        assert world.scored == world.texts[split]
+        assert set(world.prompts) <= {row["prompt"] for row in world.texts[split]}
+        assert len(world.prompts) == TINY_REAL.samples
+
+
+@pytest.mark.filterwarnings("ignore:.*checkpointing.*:FutureWarning")  # inside TRL
+def test_every_method_runs_on_real_pairs_and_twice_alike(pairs_file: Path, tmp_path: Path) -> None:
+    made: list[dict[str, Any]] = []
+    for name in ("a", "b"):
+        world = real.RealWorld(pairs_file, TINY_REAL, 0, folder=tmp_path / name)
+        first = world.evaluate(real.LABEL, world.reference)
+        assert first["accuracy"] == 0.5
+        assert first["kl"] == pytest.approx(0.0, abs=1e-6)
+        made.append({m: experiment.run(world, real.LABEL, m, beta=0.1, rate=1e-3) for m in real.REAL_METHODS})
+    assert made[0] == made[1]
+    assert set(made[0]) == set(experiment.METHODS) - {"rloo_exact"}
+    for method, (scored, curve) in made[0].items():
+        assert [row["checkpoint"] for row in scored] == [1, 2], method
+        assert {row["status"] for row in scored} == {"ok"}
+        assert 0 <= scored[-1]["accuracy"] <= 1
+        assert scored[-1]["kl"] > 0
+        assert len(curve) == (0 if method == "rloo_learned" else 3)
+
+
+def test_real_responses_have_no_exact_reward(pairs_file: Path, tmp_path: Path) -> None:
+    world = real.RealWorld(pairs_file, TINY_REAL, 0, folder=tmp_path)
+    with pytest.raises(ValueError, match="no program scores real responses"):
+        experiment.run(world, real.LABEL, "rloo_exact", beta=0.1, rate=1e-3)
+
+
+def test_a_recording_that_was_killed_goes_on_to_equal_rows(
+    pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after a curve was written and before its table; the reference of the second seed is measured again."""
+    monkeypatch.setattr(real, "tuned", lambda *_, **__: dict.fromkeys(real.REAL_METHODS, (0.1, 1e-3)))
+    methods, where = ("dpo", "bdpo"), {"folder": tmp_path / "models"}
+
+    def rows(root: Path) -> list[pd.DataFrame]:
+        return [results.read(f"llm/{name}", root=root) for name in ("table3", "curves-table3")]
+
+    real.table3(pairs_file, range(2), TINY_REAL, methods=methods, root=tmp_path / "whole", **where)
+    save = experiment.Record.save
+
+    def killed(self: experiment.Record) -> None:
+        if self.name == "llm/table3" and self.has(seed=1, method="dpo"):
+            raise KeyboardInterrupt
+        save(self)
+
+    monkeypatch.setattr(experiment.Record, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        real.table3(pairs_file, range(2), TINY_REAL, methods=methods, root=tmp_path / "part", **where)
+    monkeypatch.setattr(experiment.Record, "save", save)
+    assert [len(found) for found in rows(tmp_path / "part")] == [1 + 2 + 2 + 1, 3 * 3]
+    real.table3(pairs_file, range(2), TINY_REAL, methods=methods, root=tmp_path / "part", **where)
+    for whole, part in zip(rows(tmp_path / "whole"), rows(tmp_path / "part"), strict=True):
+        pd.testing.assert_frame_equal(whole, part)
+    table = rows(tmp_path / "whole")[0]
+    same = ["train", "validation", "test", "judge_accuracy"]
+    assert (table.groupby("seed")[same].nunique() == 1).all(axis=None), "methods of a seed share division and judge"
 
 
 # ---------------------------------------------------------------- what is recorded
@@ -159,7 +257,7 @@ def test_recorded_rows_are_whole_and_start_from_one_reference(name: str) -> None
 
 def test_the_recorded_world_is_the_recorded_reference() -> None:
     world = experiment.recorded_world(0)
-    found = experiment.evaluate(world, "overall", world.reference)
+    found = world.evaluate("overall", world.reference)
     frame = results.read("llm/table2-overall")
     row = frame[(frame.method == "sft") & (frame.seed == 0)].iloc[0]
     for name in ("help", "harm", "learned_help", "learned_harm"):  # another processor may sample a token differently

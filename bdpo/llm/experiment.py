@@ -1,9 +1,8 @@
-r"""The recorded experiments: what Tables 2 and 3 of the paper ask, in worlds that fit one core.
+r"""The recorded experiment of Table 2: what the paper asks, in a language whose answers a program can judge.
 
 .. code-block:: console
 
     $ python -m bdpo.llm.experiment table2 --label overall --seeds 5  # goes on where it was stopped
-    $ python -m bdpo.llm.experiment table3 --file harmless-base-test.jsonl.gz --seeds 5
 
 **Table 2's world** is the controlled language of `bdpo.llm.language`. For each seed: demonstrations, a supervised model
 (the reference), labelled pairs, a reward model trained on ``better`` and a cost model on ``safer``; then every method
@@ -14,6 +13,8 @@ safety of sampled responses, the same by the learned models, the KL divergence t
 that is not recorded, by `utility`, the mean exact score that the label follows: first beta at the middle learning rate,
 then the learning rate at that beta. ``carried-helpful`` is what happens if one does not: the label ``helpful`` with the
 settings chosen for ``overall``.
+
+`run`, `tuned` and `record` ask no more of a world than `AnyWorld` says; `bdpo.llm.real` has another one, for Table 3.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -42,9 +43,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from bdpo import results
 from bdpo.llm import language as lang
 from bdpo.llm import preferences, scoring, supervised
-from bdpo.llm.pairs import Pairs, add_pair_scoring, tokenize
-from bdpo.llm.pairs import score as pair_logps
-from bdpo.llm.runs import divide, new_llama, train_tokenizer
+from bdpo.llm.pairs import Pairs, tokenize
+from bdpo.llm.runs import checkpointing
 from bdpo.llm.trainer import PreferenceArguments, PreferenceTrainer, TrainingDiverged
 
 LABELS = ("overall", "helpful", "safe")
@@ -140,6 +140,46 @@ def quiet(folder: Path | None = None, **more: Any) -> dict[str, Any]:
     }
 
 
+def trained(trainer: Any) -> Any:
+    """The model of a trainer, after training without messages."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer.model
+
+
+EVALUATION_BATCH = 96  # pairs scored at a time
+
+
+class AnyWorld(Protocol):
+    """What a method needs: one seed's reference and pairs, and how to score a policy there.
+
+    The setup has the fields ``epochs``, ``batch``, ``validations``, ``checkpoints``, ``rloo_steps`` and
+    ``rloo_completions`` of `Setup`; ``response_tokens`` bounds a response, the folder holds the reference.
+    """
+
+    setup: Any
+    seed: int
+    folder: Path
+    tokenizer: Any
+    response_tokens: int
+
+    @property
+    def reference(self) -> Any:
+        """The supervised model, from which every policy starts."""
+
+    def pairs(self, label: str) -> tuple[Pairs, Pairs]:
+        """Tokenised pairs for training and for validation."""
+
+    def questions(self) -> list[str]:
+        """The prompts that online training answers."""
+
+    def reward(self, label: str, *, learned: bool) -> Callable[..., list[float | None]]:
+        """The reward that online training follows, as TRL calls it."""
+
+    def evaluate(self, label: str, policy: Any) -> dict[str, float]:
+        """Scores of a policy."""
+
+
 class World:
     """One seed of the controlled language: its prompts, its reference, its pairs, and what is learned to judge with.
 
@@ -155,6 +195,8 @@ class World:
         Where models are kept, so that a run that goes on does not train them again.
     """
 
+    response_tokens = lang.RESPONSE_TOKENS
+
     def __init__(self, setup: Setup, seed: int, split: str = "test", *, folder: Path) -> None:
         self.setup, self.seed = setup, seed
         self.folder = folder / hashlib.sha256(repr((setup, seed)).encode()).hexdigest()[:12]
@@ -166,7 +208,7 @@ class World:
     @functools.cached_property
     def reference(self) -> Any:
         """The supervised model."""
-        return _kept(self.folder / "reference", lambda: supervise(self)).eval()
+        return kept(self.folder / "reference", lambda: supervise(self)).eval()
 
     @functools.cached_property
     def _rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -182,7 +224,7 @@ class World:
     def judge(self, label: str) -> Any:
         """A reward model of the label; for ``safe`` a cost model. Trained from the reference on the pairs."""
         if label not in self._judges:
-            self._judges[label] = _kept(
+            self._judges[label] = kept(
                 self.folder / f"judge-{label}", lambda: train_judge(self, label), "AutoModelForSequenceClassification"
             ).eval()
         return self._judges[label]
@@ -194,6 +236,47 @@ class World:
                 tokenize(rows, self.tokenizer, max_length=64) for rows in self.rows(label)
             )
         return self._pairs[label]
+
+    def questions(self) -> list[str]:
+        """The prompts that online training answers."""
+        return self.language.prompts(self.setup.pairs, self.seed)
+
+    def reward(self, label: str, *, learned: bool) -> Callable[..., list[float | None]]:
+        """The reward that RLOO follows: what the label follows, exactly, or the judge that was trained on the label."""
+        judge = self.judge(label) if learned else None
+        sign = -1.0 if label == "safe" else 1.0  # a cost is to be small
+
+        def reward(
+            prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any
+        ) -> list[float | None]:
+            ended = [ids[-1] == self.tokenizer.eos_token_id for ids in completion_ids]
+            if judge is not None:
+                return (sign * scoring.judged(judge, self.tokenizer, prompts, completions, ended=ended)).tolist()
+            scores = lang.scores(prompts, completions, ended)
+            return [utility(label, [score._asdict()]) for score in scores]
+
+        return reward
+
+    def evaluate(self, label: str, policy: Any) -> dict[str, float]:
+        """Score sampled responses of a policy to the world's prompts, exactly and by the learned judges."""
+        samples = scoring.sample(policy, self.tokenizer, self.prompts, seed=self.seed)
+        rows = scoring.exact(samples)
+        reward, cost = (
+            scoring.judged(self.judge(kind), self.tokenizer, samples.prompts, samples.responses, ended=samples.ended)
+            for kind in ("helpful", "safe")
+        )
+        mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        return {
+            "utility": utility(label, rows),
+            **mean,
+            "kl": float(scoring.kl(policy, self.reference, self.tokenizer, samples, batch_size=256).mean()),
+            "learned_help": float(reward.mean()),
+            "learned_harm": float(cost.mean()),
+            "learned_safe": float((cost < 0).mean()),
+            "agree_help": _finite(scoring.agreement([row["help"] for row in rows], reward.tolist())["pairs"]),
+            "agree_harm": _finite(scoring.agreement([row["harm"] for row in rows], cost.tolist())["pairs"]),
+            "agree_sign": scoring.agreement([row["harm"] for row in rows], cost.tolist())["sign"],
+        }
 
 
 def recorded_world(seed: int = 0, *, root: Path | None = None, **sizes: Any) -> World:
@@ -215,7 +298,7 @@ def recorded_world(seed: int = 0, *, root: Path | None = None, **sizes: Any) -> 
     return world
 
 
-def _kept(home: Path, make: Callable[[], Any], kind: str = "AutoModelForCausalLM") -> Any:
+def kept(home: Path, make: Callable[[], Any], kind: str = "AutoModelForCausalLM") -> Any:
     """The model in a folder; made and put there first if it is not."""
     if not home.is_dir():
         half = home.with_suffix(f".{os.getpid()}")
@@ -242,10 +325,7 @@ def supervise(world: World) -> Any:
     )
     model = lang.model(layers=s.layers, width=s.width, seed=world.seed)
     rows = world.language.demonstrations(s.demonstrations, world.seed)
-    trainer = supervised.trainer(model, args, rows, world.tokenizer, max_length=64)
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return model
+    return trained(supervised.trainer(model, args, rows, world.tokenizer, max_length=64))
 
 
 def train_judge(world: World, label: str) -> Any:
@@ -264,32 +344,9 @@ def train_judge(world: World, label: str) -> Any:
     )
     model = scoring.judge(world.reference, pad_token_id=world.tokenizer.pad_token_id)
     kind = "cost" if label == "safe" else "reward"
-    trainer = scoring.JudgeTrainer(model, args, train, world.tokenizer, kind=kind, max_length=64, validation=validation)
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return model
-
-
-def evaluate(world: World, label: str, policy: Any) -> dict[str, float]:
-    """Score sampled responses of a policy to the world's prompts, exactly and by the learned judges."""
-    samples = scoring.sample(policy, world.tokenizer, world.prompts, seed=world.seed)
-    rows = scoring.exact(samples)
-    reward, cost = (
-        scoring.judged(world.judge(kind), world.tokenizer, samples.prompts, samples.responses, ended=samples.ended)
-        for kind in ("helpful", "safe")
+    return trained(
+        scoring.JudgeTrainer(model, args, train, world.tokenizer, kind=kind, max_length=64, validation=validation)
     )
-    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    return {
-        "utility": utility(label, rows),
-        **mean,
-        "kl": float(scoring.kl(policy, world.reference, world.tokenizer, samples, batch_size=256).mean()),
-        "learned_help": float(reward.mean()),
-        "learned_harm": float(cost.mean()),
-        "learned_safe": float((cost < 0).mean()),
-        "agree_help": _finite(scoring.agreement([row["help"] for row in rows], reward.tolist())["pairs"]),
-        "agree_harm": _finite(scoring.agreement([row["harm"] for row in rows], cost.tolist())["pairs"]),
-        "agree_sign": scoring.agreement([row["harm"] for row in rows], cost.tolist())["sign"],
-    }
 
 
 def _finite(share: float) -> float:
@@ -312,7 +369,7 @@ class At(TrainerCallback):
 
 
 def run(
-    world: World, label: str, method: str, *, beta: float, rate: float, along: bool = True
+    world: AnyWorld, label: str, method: str, *, beta: float, rate: float, along: bool = True
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Train one policy from the world's reference and score it.
 
@@ -346,7 +403,7 @@ def run(
             loss=spec.loss,
             loss_settings={**spec.settings, "beta": beta},
             per_device_train_batch_size=s.batch,
-            per_device_eval_batch_size=s.validation_pairs,
+            per_device_eval_batch_size=EVALUATION_BATCH,
             num_train_epochs=s.epochs,
             learning_rate=rate,
             lr_scheduler_type="linear",
@@ -360,12 +417,11 @@ def run(
     )
 
     def score(step: int) -> None:
-        rows.append({**same, "step": step, "checkpoint": marks[step], "status": "ok", **evaluate(world, label, model)})
+        rows.append({**same, "step": step, "checkpoint": marks[step], "status": "ok", **world.evaluate(label, model)})
 
     trainer = PreferenceTrainer(model, args, train, validation, callbacks=[At(marks, score)])
-    trainer.remove_callback(PrinterCallback)
     try:
-        trainer.train()
+        trained(trainer)
     except TrainingDiverged:
         rows.append({**same, "step": trainer.state.global_step, "checkpoint": 0, "status": "diverged"})
     curve = [
@@ -387,25 +443,8 @@ CURVE = {
 }
 
 
-def reward_of(world: World, label: str, *, learned: bool) -> Callable[..., list[float | None]]:
-    """The reward that RLOO follows: what the label follows, exactly, or the judge that was trained on the label."""
-    judge = world.judge(label) if learned else None
-    sign = -1.0 if label == "safe" else 1.0  # a cost is to be small
-
-    def reward(
-        prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any
-    ) -> list[float | None]:
-        ended = [ids[-1] == world.tokenizer.eos_token_id for ids in completion_ids]
-        if judge is not None:
-            return (sign * scoring.judged(judge, world.tokenizer, prompts, completions, ended=ended)).tolist()
-        scores = lang.scores(prompts, completions, ended)
-        return [utility(label, [score._asdict()]) for score in scores]
-
-    return reward
-
-
 def rloo(
-    world: World, label: str, method: str, *, beta: float, rate: float, along: bool = True
+    world: AnyWorld, label: str, method: str, *, beta: float, rate: float, along: bool = True
 ) -> list[dict[str, Any]]:
     """The RLHF side: RLOO of TRL, online, with the exact or the learned reward of the label.
 
@@ -427,8 +466,8 @@ def rloo(
             max_steps=s.rloo_steps,
             per_device_train_batch_size=s.rloo_completions,
             num_generations=8,
-            max_completion_length=lang.RESPONSE_TOKENS,
-            gradient_checkpointing=False,
+            max_completion_length=world.response_tokens,
+            **checkpointing(False),
             model_init_kwargs={"dtype": "float32", "use_safetensors": True},
             logging_steps=s.rloo_steps,
             seed=world.seed,
@@ -436,20 +475,19 @@ def rloo(
     )
 
     def score(step: int) -> None:
-        found = evaluate(world, label, trainer.model)
+        found = world.evaluate(label, trainer.model)
         rows.append({**same, "step": step, "checkpoint": marks[step], "status": "ok", **found})
 
     assert world.reference is not None  # and lies in the folder
     trainer = RLOOTrainer(
         str(world.folder / "reference"),
-        reward_of(world, label, learned=method == "rloo_learned"),
+        world.reward(label, learned=method == "rloo_learned"),
         args,
-        Dataset.from_dict({"prompt": world.language.prompts(s.pairs, world.seed)}),
+        Dataset.from_dict({"prompt": world.questions()}),
         processing_class=world.tokenizer,
         callbacks=[At(marks, score)],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trained(trainer)
     return rows
 
 
@@ -457,15 +495,16 @@ def rloo(
 
 
 def tuned(
-    world: World,
+    world: AnyWorld,
     label: str,
     rows: list[dict[str, Any]],
     save: Callable[[], None],
     methods: Sequence[str] = tuple(METHODS),
+    by: str = "utility",
 ) -> dict[str, tuple[float, float]]:
     """Choose beta and learning rate of every method.
 
-    First the beta with the largest `utility` at the middle rate, then the rate at that beta; a run that diverged loses.
+    First the beta with the largest score at the middle rate, then the rate at that beta; a run that diverged loses.
 
     Parameters
     ----------
@@ -477,6 +516,8 @@ def tuned(
         Called after each new trial.
     methods
         Which; with a method that takes the settings of another, also that one.
+    by
+        The score, by its name in the rows.
 
     Returns
     -------
@@ -492,7 +533,8 @@ def tuned(
             found = run(world, label, method, beta=beta, rate=rate, along=False)[0][-1]
             rows.append(found)
             save()
-        return found["utility"] if found["status"] == "ok" else -math.inf
+            print(f"{label}, trial of {method}, beta {beta:g}, rate {rate:g}: {by} {found.get(by)}", flush=True)
+        return found[by] if found["status"] == "ok" else -math.inf
 
     chosen = {method: METHODS[method] for method in methods}
     for method, spec in chosen.items():
@@ -571,238 +613,71 @@ def table2(
     world = World(finer, TUNING_SEED, "validation", folder=folder)
     best = tuned(world, label, trials.rows, trials.save)
     same["chosen"] = {method: list(pair) for method, pair in best.items()}
-    table, curves = (Record(f"llm/{name}-{label}", same, root) for name in ("table2", "curves"))
+    tables = [Record(f"llm/{name}-{label}", same, root) for name in ("table2", "curves")]
+    record(lambda seed: World(setup, seed, folder=folder), label, seeds, methods, best, *tables)
+
+
+def record(
+    make: Callable[[int], AnyWorld],
+    label: str,
+    seeds: Iterable[int],
+    methods: Sequence[str],
+    best: Mapping[str, tuple[float, float]],
+    table: Record,
+    curves: Record,
+) -> None:
+    """Record the reference and all methods of each seed before the next, going on where the table ends.
+
+    Parameters
+    ----------
+    make
+        From a seed to its world.
+    label, seeds, methods
+        As in `table2`.
+    best
+        Method to (beta, rate).
+    table, curves
+        Where the two kinds of rows of `run` go.
+    """
     for seed in seeds:
-        world = World(setup, seed, folder=folder)
-        for method in ("sft", *methods):
-            if table.has(seed=seed, method=method):
-                continue
+        missing = [method for method in ("sft", *methods) if not table.has(seed=seed, method=method)]
+        world = make(seed) if missing else None
+        for method in missing:
+            assert world is not None
             curve: list[dict[str, Any]] = []
             if method == "sft":
                 first = {"beta": 0.0, "rate": 0.0, "step": 0, "checkpoint": 0, "status": "ok"}
-                first |= evaluate(world, label, world.reference)
+                first |= world.evaluate(label, world.reference)
                 rows = [{"seed": seed, "label": label, "method": method, **first}]
             else:
                 rows, curve = run(world, label, method, beta=best[method][0], rate=best[method][1])
             table.rows += rows
-            curves.rows += curve
+            half = [row for row in curves.rows if (row["seed"], row["method"]) != (seed, method)]  # without the table's
+            curves.rows = half + curve
             if curves.rows:
                 curves.save()
             table.save()
-            print(f"{label}, seed {seed}, {method}: utility {rows[-1].get('utility')}", flush=True)
+            print(f"{label}, seed {seed}, {method}: {rows[-1]}", flush=True)
 
 
-# ---------------------------------------------------------------- Table 3: real pairs
-
-
-@dataclass(frozen=True)
-class RealSetup:
-    """Sizes of the experiment on a real file; all our choice. Nothing here is near a model that people would use."""
-
-    vocabulary: int = 1024
-    layers: int = 2
-    width: int = 64
-    prompt_characters: int = 160  # of a prompt the last ones are kept
-    response_characters: int = 200  # pairs with a longer response are left out
-    held_out: float = 0.2
-    sft_epochs: int = 3
-    sft_rate: float = 3e-3
-    epochs: int = 2  # arXiv:2502.20847v1, Appendix B: "the same for HH"
-    batch: int = 32
-    beta: float = 0.1
-    rate: float = 5e-4  # of every method alike: not tuned
-    judge_epochs: int = 2
-    judge_rate: float = 1e-3
-    prompts: int = 200
-    new_tokens: int = 64
-    max_length: int = 512
-
-
-REAL_METHODS = ("dpo", "bdpo", "dpo_sft")
-
-
-class RealWorld:
-    """One seed of the experiment on a file: a division of its pairs, and a tokenizer, a reference and a judge of it.
-
-    Parameters
-    ----------
-    file
-        A preference file with one label, such as the harmless pairs of Anthropic HH.
-    setup, seed, folder
-        As in `World`.
-    """
-
-    def __init__(self, file: Path, setup: RealSetup, seed: int, *, folder: Path) -> None:
-        self.setup, self.seed = setup, seed
-        found = preferences.read(file, label="safe")
-        self.read = found.report.read
-        rows = [short for row in found.rows if (short := shortened(row, setup)) is not None]
-        key = repr((setup, seed, len(rows), rows[0]["prompt"], rows[-1]["prompt"])).encode()
-        self.folder = folder / hashlib.sha256(key).hexdigest()[:12]
-        train, test = divide(rows, setup.held_out, seed)
-        self.texts = train, test
-        self.tokenizer = train_tokenizer((row[k] for row in train for k in row), setup.vocabulary)
-        self.train, self.test = (tokenize(part, self.tokenizer, max_length=setup.max_length) for part in (train, test))
-        self.prompts = list(dict.fromkeys(row["prompt"] for row in test))[: setup.prompts]
-
-    def _arguments(self, rate: float, epochs: int) -> dict[str, Any]:
-        return quiet(
-            per_device_train_batch_size=self.setup.batch,
-            per_device_eval_batch_size=64,
-            num_train_epochs=epochs,
-            learning_rate=rate,
-            lr_scheduler_type="linear",
-            warmup_steps=0.1,
-            logging_steps=50,
-            seed=self.seed,
-        )
-
-    @functools.cached_property
-    def reference(self) -> Any:
-        """A new Llama, fine-tuned on the chosen responses."""
-
-        def make() -> Any:
-            s = self.setup
-            model = new_llama(s.layers, s.width, s.vocabulary, s.max_length, self.seed)
-            args = TrainingArguments(**self._arguments(s.sft_rate, s.sft_epochs))
-            trainer = supervised.trainer(model, args, self.texts[0], self.tokenizer, max_length=s.max_length)
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-            return model
-
-        return _kept(self.folder / "reference", make).eval()
-
-    @functools.cached_property
-    def judge(self) -> Any:
-        """A reward model, trained from the reference on the same pairs as the policies."""
-
-        def make() -> Any:
-            s = self.setup
-            model = scoring.judge(self.reference, pad_token_id=self.tokenizer.pad_token_id)
-            args = TrainingArguments(**self._arguments(s.judge_rate, s.judge_epochs))
-            trainer = scoring.JudgeTrainer(
-                model, args, self.texts[0], self.tokenizer, kind="reward", max_length=s.max_length
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-            return model
-
-        return _kept(self.folder / "judge", make, "AutoModelForSequenceClassification").eval()
-
-    @functools.cached_property
-    def judge_accuracy(self) -> float:
-        """The share of held-out pairs that the judge orders as the annotators did."""
-        sides = [
-            scoring.judged(
-                self.judge, self.tokenizer, [r["prompt"] for r in self.texts[1]], [r[k] for r in self.texts[1]]
-            )
-            for k in ("chosen", "rejected")
-        ]
-        return float((sides[0] > sides[1]).mean())
-
-    def policy(self, method: str) -> Any:
-        """Train one policy from the reference."""
-        model, spec = copy.deepcopy(self.reference), METHODS[method]
-        args = PreferenceArguments(
-            **self._arguments(self.setup.rate, self.setup.epochs),
-            loss=spec.loss,
-            loss_settings={**spec.settings, "beta": self.setup.beta},
-        )
-        trainer = PreferenceTrainer(model, args, self.train)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        return model
-
-    def accuracy(self, policy: Any) -> float:
-        """The share of held-out pairs whose chosen response gained more log-probability than the rejected one."""
-        if self.test.reference is None:
-            add_pair_scoring(self.reference)
-            self.test.reference = pair_logps(self.reference, self.test, batch_size=64)
-        add_pair_scoring(policy)
-        win, lose = (
-            a - b for a, b in zip(pair_logps(policy, self.test, batch_size=64), self.test.reference, strict=True)
-        )
-        return float(((win > lose) + 0.5 * (win == lose)).mean())
-
-    def evaluate(self, policy: Any) -> dict[str, float]:
-        """Scores of a policy on the held-out pairs and prompts."""
-        s = self.setup
-        samples = scoring.sample(policy, self.tokenizer, self.prompts, seed=self.seed, max_new_tokens=s.new_tokens)
-        rewards = scoring.judged(
-            self.judge, self.tokenizer, samples.prompts, samples.responses, ended=samples.ended, batch_size=64
-        )
-        lengths = [len(ids) for ids in samples.response_ids]
-        return {
-            "read": self.read,
-            "train": len(self.train),
-            "held_out": len(self.test),
-            "judge_accuracy": self.judge_accuracy,
-            "accuracy": self.accuracy(policy),
-            "reward": float(rewards.mean()),
-            "kl": float(scoring.kl(policy, self.reference, self.tokenizer, samples).mean()),
-            "length": float(np.mean(lengths)),
-            "ended": float(np.mean(samples.ended)),
-        }
-
-
-def shortened(row: Mapping[str, Any], setup: RealSetup) -> dict[str, str] | None:
-    """A pair with the end of its prompt; None if one of its responses is too long."""
-    if any(len(row[side]) > setup.response_characters for side in ("chosen", "rejected")):
-        return None
-    return {"prompt": row["prompt"][-setup.prompt_characters :], "chosen": row["chosen"], "rejected": row["rejected"]}
-
-
-def table3(
-    file: Path,
-    seeds: Iterable[int],
-    setup: RealSetup | None = None,
-    *,
-    methods: Sequence[str] = REAL_METHODS,
-    folder: Path,
-    root: Path | None = None,
-) -> None:
-    """Record ``llm/table3``, going on where it ends.
-
-    Parameters
-    ----------
-    file, setup
-        As in `RealWorld`.
-    seeds, methods, folder, root
-        As in `table2`.
-    """
-    setup = setup or RealSetup()
-    table = Record("llm/table3", {"setup": dataclasses.asdict(setup), "file": file.name}, root)
-    for seed in seeds:
-        if all(table.has(seed=seed, method=method) for method in ("sft", *methods)):
-            continue
-        world = RealWorld(file, setup, seed, folder=folder)
-        for method in ("sft", *methods):
-            if not table.has(seed=seed, method=method):
-                policy = world.reference if method == "sft" else world.policy(method)
-                table.rows.append({"seed": seed, "method": method, **world.evaluate(policy)})
-                table.save()
-                print(f"seed {seed}, {method}: {table.rows[-1]}", flush=True)
+def options(name: str, description: str, work: str) -> argparse.ArgumentParser:
+    """The options that the recorded experiments share."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description)
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), metavar="NAME", help="default: all")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="record the seeds 0 to N-1 (default: 5)")
+    parser.add_argument("--work", type=Path, default=Path(work), help="where models are kept")
+    torch.set_num_threads(1)  # the recorded numbers belong to one thread
+    transformers.utils.logging.disable_progress_bar()
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Record an experiment."""
-    parser = argparse.ArgumentParser(prog="python -m bdpo.llm.experiment", description="Record an experiment.")
-    parser.add_argument("name", choices=["table2", "table3"])
-    parser.add_argument("--label", choices=LABELS, default=LABELS[0], help="the label of table2")
-    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS), metavar="NAME")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="record the seeds 0 to N-1 (default: 5)")
-    parser.add_argument("--file", type=Path, help="the preference file of table3")
-    parser.add_argument("--work", type=Path, default=Path("_build/llm"), help="where models are kept")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # the recorded numbers belong to one thread
-    transformers.utils.logging.disable_progress_bar()
-    if options.name == "table2":
-        table2(options.label, range(options.seeds), methods=options.methods, folder=options.work)
-    elif options.file is None:
-        parser.error("table3 needs --file")
-    else:
-        chosen = [method for method in options.methods if method in REAL_METHODS]
-        table3(options.file, range(options.seeds), methods=chosen, folder=options.work)
+    """Record Table 2's experiment."""
+    parser = options("bdpo.llm.experiment", "Record the experiment of Table 2.", "_build/llm")
+    parser.add_argument("name", choices=["table2"])
+    parser.add_argument("--label", choices=LABELS, default=LABELS[0])
+    given = parser.parse_args(arguments)
+    table2(given.label, range(given.seeds), methods=given.methods or tuple(METHODS), folder=given.work)
 
 
 if __name__ == "__main__":

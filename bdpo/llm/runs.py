@@ -302,15 +302,15 @@ def arguments(plan: Plan, rows: int, validation: int) -> dict[str, Any]:
         "eval_steps": every,
         "report_to": [],
         "dataloader_pin_memory": cuda,
-        **(_checkpointing() if plan["gradient_checkpointing"] else {}),
+        **(checkpointing(True) if plan["gradient_checkpointing"] else {}),
     }
 
 
-def _checkpointing() -> dict[str, Any]:
-    """Recomputed activations, under the name that this version of transformers has for them."""
+def checkpointing(on: bool) -> dict[str, Any]:
+    """Whether activations are recomputed, under the name that this version of transformers has for it."""
     new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
     name = "activation_checkpointing" if new else "gradient_checkpointing"
-    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+    return {name: on} | ({f"{name}_kwargs": {"use_reentrant": False}} if on else {})
 
 
 def _prepare(plan: Plan) -> tuple[list[Any], list[Any], Any, Any, str]:
