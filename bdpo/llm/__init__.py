@@ -13,6 +13,6 @@ Importing this package loads neither torch nor transformers; import the room you
 ``bdpo.llm.scoring``      sampling, exact scores, learned reward and cost models, KL to the reference
 ``bdpo.llm.memory``       memory, communication and time of a step, on paper
 ``bdpo.llm.plan``         settings of a run and where they come from; ``runs``, ``report``, ``commands``
-``bdpo.llm.experiment``   the recorded experiments; ``compare`` makes their tables
+``bdpo.llm.experiment``   the recorded experiment of Table 2; ``real`` has that of Table 3, on real pairs
 ========================  ==========================================================================
 """
