@@ -166,12 +166,15 @@ def likelihood(policy_chosen_logps: Tensor, chosen_lengths: Tensor, how: str) ->
     Raises
     ------
     ValueError
-        For another ``how``, or lengths below 1.
+        For another ``how``, lengths below 1, or shapes that differ.
     """
     if how not in LIKELIHOODS:
         raise ValueError(f"how = {how!r}: it must be one of {', '.join(map(repr, LIKELIHOODS))}")
+    if policy_chosen_logps.shape != chosen_lengths.shape:
+        shapes = f"{tuple(policy_chosen_logps.shape)} and {tuple(chosen_lengths.shape)}"
+        raise ValueError(f"policy_chosen_logps and chosen_lengths have shapes {shapes}: give one length a log-prob")
     if not (chosen_lengths >= 1).all():
-        raise ValueError("chosen_lengths contains a number below 1: drop empty responses")
+        raise ValueError(f"chosen_lengths contains {chosen_lengths.min().item()}: at least 1; drop empty responses")
     if how == "sum":
         return -policy_chosen_logps
     if how == "mean":
@@ -180,7 +183,11 @@ def likelihood(policy_chosen_logps: Tensor, chosen_lengths: Tensor, how: str) ->
 
 
 def _positive(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
+    try:
+        fine = bool(0 < value < math.inf)
+    except TypeError:  # no number, or a symbol that may be negative
+        fine = False
+    if not fine:
         raise ValueError(f"{name} = {value!r}: it must be finite and above 0")
     return value
 
@@ -236,7 +243,11 @@ class Convention:
         for name, only in self.ours.items():
             if chosen[name] != only:
                 raise ValueError(f"{name} = {chosen[name]!r}: {self.where} cannot say so; there it is always {only!r}")
-        return {**self.fixed, **self.to(**chosen)}
+        try:
+            return {**self.fixed, **self.to(**chosen)}
+        except ZeroDivisionError:
+            zeros = ", ".join(f"{k} = {x!r}" for k, x in chosen.items() if x == 0 and not isinstance(x, bool))
+            raise ValueError(f"{zeros}: {self.where} cannot say so; it divides by it; take more than 0") from None
 
 
 def _named(**pairs: str) -> tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, Any]]]:
@@ -447,7 +458,10 @@ def ours(where: str, *, library: str | None = None, **settings: Any) -> tuple[Co
         default = convention.to(**{**LOSSES[convention.loss].settings, **convention.ours})
         if chosen != dict(convention.fixed) or set(rest) != set(default):
             continue
-        values = {**convention.back(**rest), **convention.ours}
+        try:
+            values = {**convention.back(**rest), **convention.ours}
+        except (ArithmeticError, LookupError, TypeError):  # a weight of 0, or no list of weights
+            continue
         _check(convention.loss, values)
         again = convention.to(**values)
         if all(_agree(again[name], value) for name, value in rest.items()):
@@ -480,8 +494,9 @@ def losses(convention: Convention, batch: Mapping[str, Tensor], **settings: Any)
     KeyError
         If the batch lacks a tensor that the loss, or its normalisation, needs.
     TypeError, ValueError
-        As the loss itself.
+        As the loss itself; also for settings that the library cannot express.
     """
+    convention.theirs(**settings)  # refuses what they cannot say
     spec = LOSSES[convention.loss]
     chosen = {**spec.settings, **convention.ours, **settings}
     tensors = dict(batch)

@@ -31,6 +31,7 @@ import sympy as sp
 from flint import arb, ctx, fmpq
 
 from bdpo.losses import LOSSES, Spec
+from bdpo.losses._common import PAIR, check_settings, read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +98,14 @@ def category(winner: Any, loser: Any) -> str:
     -------
     str
         ``"balanced"``, ``"positively imbalanced"`` or ``"negatively imbalanced"``.
+
+    Raises
+    ------
+    ValueError
+        If a derivative is NaN.
     """
+    if not (abs(winner) >= 0 and abs(loser) >= 0):
+        raise ValueError(f"winner = {winner}, loser = {loser}: NaN has no size; look for an overflow upstream")
     if winner + loser == 0:
         return "balanced"
     return "positively imbalanced" if abs(winner) > abs(loser) else "negatively imbalanced"
@@ -141,13 +149,16 @@ def gradient(
 
     Raises
     ------
+    TypeError
+        If a log-probability is not a floating-point tensor.
     ValueError
-        If the coordinate is unknown, a probability is 0 in this floating-point format, or a pair has more than all of
-        the probability.
+        If the coordinate is unknown, a log-probability is positive, infinite or NaN, a probability is 0 in this
+        floating-point format, or a pair has more than all of the probability.
     """
     import torch
 
     _known(coordinate)
+    read(PAIR[:2], chosen, rejected)
     shape = torch.broadcast_shapes(*(x.shape for x in (chosen, rejected, *others)))
     logps = [x.detach().expand(shape) for x in (chosen, rejected)]
     p_w, p_l = (x.exp() for x in logps)
@@ -497,18 +508,28 @@ def closed(name: str, *arguments: Any, **settings: Any) -> tuple[Any, Any]:
     Raises
     ------
     ValueError
-        If there is no such pair loss, or not as many arguments as it needs.
+        If there is no such pair loss, or not as many arguments as it needs; for tensors that the loss itself refuses,
+        and settings outside their range.
     TypeError
-        If a setting is not one of the loss's.
+        If a setting is not one of the loss's; for tensors and settings of a wrong type, as with the loss itself.
     """
     spec = _pair_spec(name)
     if len(arguments) != len(spec.needs):
         raise ValueError(f"{name} takes {len(spec.needs)} arguments, {', '.join(spec.needs)}; got {len(arguments)}")
+    _check(spec, settings)
+    chosen = {**spec.settings, **settings}
+    if any(isinstance(x, sp.Basic | arb) for x in arguments):
+        return CLOSED[name](*arguments, **chosen)
+    winner, loser = CLOSED[name](*read(spec.needs, *arguments, certain=name != "orpo"), **chosen)
+    return winner.to(arguments[0].dtype), loser.to(arguments[0].dtype)
+
+
+def _check(spec: Spec, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that the loss does not have, and numbers outside their range; symbols have none."""
     if unknown := settings.keys() - spec.settings.keys():
-        raise TypeError(f"{name} has no setting {min(unknown)!r}; it has {', '.join(spec.settings)}")
-    if hasattr(arguments[0], "dtype"):  # lengths are whole numbers, and torch divides by those in float32
-        arguments = tuple(x.to(arguments[0].dtype) for x in arguments)
-    return CLOSED[name](*arguments, **{**spec.settings, **settings})
+        raise TypeError(f"{spec.name} has no setting {min(unknown)!r}; it has {', '.join(spec.settings)}")
+    numbers = {key: x for key, x in settings.items() if not isinstance(x, sp.Basic | arb)}
+    check_settings(**{key: float(x) if isinstance(x, Fraction) else x for key, x in numbers.items()})
 
 
 def _pair_spec(name: str) -> Spec:
@@ -569,10 +590,13 @@ def balance(
     Raises
     ------
     ValueError
-        If there is no such loss or coordinate, or no pair to try that could be decided.
+        If there is no such loss or coordinate, no pair to try that could be decided, or a setting outside its range.
+    TypeError
+        If a setting is not one of the loss's, or of a wrong type.
     """
     _known(coordinate)
     spec = _pair_spec(name)
+    _check(spec, settings)
     proved = None if coordinate == "probability" else _same_for_all(spec, settings)
     if proved:
         return Balance(name, coordinate, proved, True, {})

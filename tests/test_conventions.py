@@ -144,7 +144,42 @@ def test_two_names_for_one_class_are_told_apart_by_the_library() -> None:
             ValueError,
             "^how = 'tokens': it must be",
         ),
-        (lambda: conventions.likelihood(-torch.ones(1), torch.zeros(1), "sum"), ValueError, "^chosen_lengths contains"),
+        (
+            lambda: conventions.likelihood(-torch.ones(1), torch.zeros(1), "sum"),
+            ValueError,
+            r"^chosen_lengths contains 0\.0: at least 1",
+        ),
+        (
+            lambda: conventions.likelihood(-torch.ones(2), torch.ones(3), "mean"),
+            ValueError,
+            r"have shapes \(2,\) and \(3,\)",
+        ),
+        (lambda: conventions.beta_of_temperature("1"), ValueError, "^temperature = '1': it must be finite and above 0"),
+        (
+            lambda: conventions.theirs("CPOTrainer", "slic", delta=0.0),
+            ValueError,
+            r"^delta = 0\.0: CPOTrainer cannot say",
+        ),
+        (
+            lambda: conventions.losses(conventions.find("CPOTrainer", "slic"), {}, delta=0.0),
+            ValueError,
+            r"^delta = 0\.0: CPOTrainer cannot say so; it divides by it",
+        ),
+        (
+            lambda: conventions.losses(conventions.find("LigerFusedLinearKTOLoss", "kto"), {}, desirable_weight=2.0),
+            ValueError,
+            r"^desirable_weight = 2\.0: LigerFusedLinearKTOLoss cannot say so",
+        ),
+        *(
+            (
+                lambda weights=weights: conventions.ours(
+                    "DPOTrainer", loss_type=["sigmoid", "sft"], beta=0.1, loss_weights=weights
+                ),
+                ValueError,
+                "^settings = .* states none of our losses so",
+            )
+            for weights in ([0.0, 1.0], [1.0], 1.0)
+        ),
     ],
 )
 def test_what_cannot_be_said_is_refused_with_what_can(call: Any, error: type, message: str) -> None:

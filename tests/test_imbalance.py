@@ -330,6 +330,61 @@ def test_wrong_calls_of_a_closed_form():
         imbalance.closed("dpo", *batch("dpo"), gamma=1.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("dpo", {"beta": -1.0}, r"beta = -1\.0: it must be finite and above 0"),
+        ("ipo", {"beta": 0}, "beta = 0: it must be finite and above 0"),
+        ("dpo", {"beta": F(-1, 2)}, r"beta = -0\.5: it must be finite and above 0"),
+        ("dpo", {"beta": math.nan}, "beta = nan: it must be finite and above 0"),
+        ("robust_dpo", {"label_smoothing": 0.5}, r"label_smoothing = 0\.5: it is the share of flipped labels"),
+    ],
+)
+def test_a_closed_form_and_the_balance_refuse_the_settings_that_the_loss_refuses(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        imbalance.closed(name, *batch(name), **settings)
+    with pytest.raises(ValueError, match=message):
+        imbalance.balance(name, "log", **settings)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 0.5])
+def test_a_closed_form_and_a_gradient_refuse_what_is_no_log_prob(value):
+    data = batch("dpo")
+    data[0] = torch.full_like(data[0], value)
+    for call in (lambda: imbalance.closed("dpo", *data), lambda: imbalance.gradient(dpo, *data)):
+        with pytest.raises(ValueError, match=f"policy_chosen_logps contains {value}: a log-prob is finite"):
+            call()
+
+
+def test_a_closed_form_and_a_gradient_refuse_what_is_no_tensor_of_log_probs():
+    whole = [x.long() for x in batch("dpo")]
+    for call in (lambda: imbalance.closed("dpo", *whole), lambda: imbalance.gradient(dpo, *whole)):
+        with pytest.raises(
+            TypeError, match=r"policy_chosen_logps has dtype torch\.int64: log-probs are floating-point"
+        ):
+            call()
+    with pytest.raises(TypeError, match="policy_chosen_logps is a float: it must be a tensor"):
+        imbalance.closed("dpo", -1.0, -2.0, -1.0, -2.0)
+    with pytest.raises(ValueError, match=r"chosen_lengths contains 0\.0: a length is the number of tokens"):
+        imbalance.closed("simpo", *batch("dpo")[:2], torch.tensor(0), torch.tensor(1))
+    with pytest.raises(ValueError, match="a certain response has infinite odds"):
+        imbalance.closed("orpo", torch.zeros(1), -torch.ones(1), torch.ones(1), torch.ones(1))
+
+
+@pytest.mark.parametrize("name", losses.PAIRS)
+def test_a_closed_form_of_bfloat16_is_computed_in_float32(name):
+    low = [x.bfloat16() for x in batch(name)]
+    found = imbalance.closed(name, *low)
+    expected = imbalance.closed(name, *(x.float() for x in low))
+    assert all(x.dtype is torch.bfloat16 for x in found)
+    assert all(torch.equal(x, y.bfloat16()) for x, y in zip(found, expected, strict=True))
+
+
+def test_a_word_for_nan_is_refused():
+    with pytest.raises(ValueError, match="winner = nan, loser = 1: NaN has no size"):
+        imbalance.category(math.nan, 1)
+
+
 # ---------------------------------------------------------------- which loss is balanced where
 
 IN_LOG = {

@@ -566,6 +566,33 @@ def test_filter_refuses_margins_that_are_no_vector():
         beta_dpo_filter(torch.zeros(2, 3), torch.tensor(0.0), torch.tensor(1.0))
 
 
+@pytest.mark.parametrize(("count", "keep"), [(1, 0.8), (1, 0.99), (4, 0.2)])
+def test_filter_refuses_to_leave_no_pair(count, keep):
+    """A batch of nothing has a mean loss of NaN; a batch of one can only be kept whole."""
+    mean, std = torch.tensor(0.0), torch.tensor(1.0)
+    with pytest.raises(ValueError, match=f"keep = {keep} of {count} pairs leaves none to train on; pass more"):
+        beta_dpo_filter(torch.zeros(count), mean, std, keep=keep)
+    assert beta_dpo_filter(torch.zeros(count), mean, std, keep=1).all()
+    assert beta_dpo_filter(torch.zeros(2 * count), mean.reshape(1, 1), std, keep=0.8).any()
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_filter_refuses_statistics_of_single_pairs(at):
+    given = [torch.zeros(3), torch.tensor(0.0), torch.tensor(1.0)]
+    given[at] = given[at].expand(3, 1)
+    with pytest.raises(ValueError, match=r"margin_mean has shape .*, margin_std .*: they are one number each"):
+        beta_dpo_filter(*given)
+
+
+def test_the_deviation_of_one_margin_is_refused_with_the_reason():
+    given = [
+        x if need != "margin_std" else torch.ones(1).std(correction=0) / 0
+        for need, x in zip(LOSSES["alpha_dpo"].needs, arguments("alpha_dpo", 1), strict=True)
+    ]
+    with pytest.raises(ValueError, match=r"margin_std contains nan: .* of one margin it is NaN, .* two or more"):
+        LOSSES["alpha_dpo"](*given)
+
+
 def test_reward_loss_knows_only_the_difference():
     w, x = arguments("reward_bt", 5)
     close(reward_bt(w + 2, x + 2), reward_bt(w, x))

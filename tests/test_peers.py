@@ -11,8 +11,10 @@ import inspect
 import itertools
 import math
 import os
+import re
 import types
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -665,6 +667,17 @@ def dpo_loss_of_trl(trl: Any, **settings: Any) -> tuple[float, Batch]:
 
 def pairs(batch: Batch, loss: str) -> list[Tensor]:
     return [batch[name] for name in LOSSES[loss].needs]
+
+
+def test_the_chapter_counts_the_loss_types_of_trl(root: Path) -> None:
+    source = inspect.getsource(pytest.importorskip("trl.trainer.dpo_trainer"))
+    types = set(re.findall(r'loss_type == "(\w+)"', source))
+    said = (root / "notebooks/conventions.md").read_text()
+    assert len(types) == 15
+    assert "Of TRL's fifteen loss types in `DPOTrainer`" in said
+    ours = {name for c in CONVENTIONS if c.where == "DPOTrainer" for name in c.fixed["loss_type"]}
+    assert ours < types
+    assert {"exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "apo_zero"} <= types - ours
 
 
 @still("trl-ipo-means")

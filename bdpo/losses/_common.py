@@ -47,7 +47,14 @@ _DOMAINS = {
         ("logits", "ref_logits"),
         _FINITE._replace(rule="it must be finite; leave a forbidden response out instead of giving it -inf"),
     ),
-    "margin_std": _Domain(0, math.inf, False, False, "a standard deviation to divide by is finite and above 0"),
+    "margin_std": _Domain(
+        0,
+        math.inf,
+        False,
+        False,
+        "a standard deviation to divide by is finite and above 0; of one margin it is NaN, of equal ones 0: start"
+        " from a batch of two or more",
+    ),
     "kl": _Domain(0, math.inf, True, False, "the reference point is finite and at least 0; kto_kl() estimates it"),
 }
 

@@ -200,8 +200,9 @@ def beta_dpo_filter(
     margin_mean, margin_std
         :math:`\mu` and :math:`s > 0`: running mean and standard deviation of the margins, scalars.
     keep
-        The share of pairs to keep, above 0 and up to 1, rounded down to whole pairs. A larger one keeps more outliers;
-        1 keeps all. The authors call :math:`1 - \mathrm{keep}` the filtering ratio and use 0.2.
+        The share of pairs to keep, above 0 and up to 1, rounded down to whole pairs, of which at least one has to
+        remain: with 0.8, a batch needs two. A larger one keeps more outliers; 1 keeps all. The authors call
+        :math:`1 - \mathrm{keep}` the filtering ratio and use 0.2.
     generator
         The source of randomness; give one to get the same pairs again.
 
@@ -213,8 +214,8 @@ def beta_dpo_filter(
     Raises
     ------
     TypeError, ValueError
-        For margins that are not a finite floating-point vector, a ``margin_std`` that is not positive, a ``keep``
-        outside its range.
+        For margins that are not a finite floating-point vector, statistics that are not scalars, a ``margin_std`` that
+        is not positive, a ``keep`` outside its range or one that leaves none of the pairs.
 
     Notes
     -----
@@ -230,7 +231,13 @@ def beta_dpo_filter(
     m, mean, std = read(("margins", "margin_mean", "margin_std"), margins, margin_mean, margin_std)
     if m.dim() != 1:
         raise ValueError(f"margins has shape {tuple(m.shape)}: it must be one margin a pair, of shape [batch]")
-    z = (m.detach() - mean) / std
+    if mean.numel() != 1 or std.numel() != 1:
+        shapes = f"margin_mean has shape {tuple(mean.shape)}, margin_std {tuple(std.shape)}"
+        raise ValueError(f"{shapes}: they are one number each, the same for all pairs")
+    count = int(keep * m.numel() + 1e-9)
+    if count < 1 <= m.numel():
+        raise ValueError(f"keep = {keep!r} of {m.numel()} pairs leaves none to train on; pass more pairs, or keep = 1")
+    z = (m.detach() - mean.reshape(())) / std.reshape(())
     noise = -torch.empty_like(z).exponential_(generator=generator).log()
-    kept = (noise - z.square() / 2).topk(int(keep * m.numel() + 1e-9)).indices
+    kept = (noise - z.square() / 2).topk(count).indices
     return torch.zeros_like(m, dtype=torch.bool).index_fill(0, kept, True)
