@@ -2,8 +2,15 @@
 
 import gzip
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when the hub's client is imported
 
 import pytest
 import torch
@@ -19,7 +26,6 @@ TRAIN = [*SMALL, "--label", "overall", "--learning-rate", "1e-3", "--validation"
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def call(*arguments: object) -> int:
@@ -69,8 +75,24 @@ def test_train_evaluate_and_compare_from_a_supervised_model(
     assert "bdpo" in capsys.readouterr().out
     rows = report(tmp_path / "c")["tables"]["Means and paired differences"]
     assert {row["method"] for row in rows} == {"dpo", "bdpo"}
-    same = {row["quantity"]: row["minus dpo [95 %]"] for row in rows if row["method"] == "bdpo"}
-    assert same["pairs"] == "0.000"
+    told = {row["quantity"] for row in rows}
+    assert {"Help", "kl", "length"} <= told
+    assert not told & {"pairs", "steps", "Help_se"}
+    before = (tmp_path / "e-dpo" / "report.json").read_text()
+    assert "give another folder" in error(capsys, "compare", tmp_path / "e-dpo", "--out", tmp_path / "e-dpo")
+    assert (tmp_path / "e-dpo" / "report.json").read_text() == before
+    refused = {
+        "are both dpo with seed 0": ["e-dpo", "e-dpo"],
+        "command is train": ["e-dpo", "dpo"],
+        "none of the runs; give --baseline bdpo": ["e-bdpo"],
+        "is a comparison": ["c"],
+    }
+    for words, names in refused.items():
+        assert words in error(capsys, "compare", *(tmp_path / name for name in names), "--out", tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+    assert call("compare", tmp_path / "dpo", tmp_path / "bdpo", "--out", tmp_path / "c2") == 0
+    rows = report(tmp_path / "c2")["tables"]["Means and paired differences"]
+    assert {row["quantity"] for row in rows}.isdisjoint({"eval_loss", "steps"}), "losses that differ have no one scale"
 
 
 def test_a_judge_is_trained_and_scores_samples(reference: Path, tmp_path: Path) -> None:
@@ -113,6 +135,31 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
 
 
+def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(
+    reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed without warning in the middle of writing the third checkpoint."""
+    flags = [*TRAIN, "--model", reference, "--evaluate-every", 1]
+    assert call("train", *flags, "--out", tmp_path / "whole") == 0
+    script = f"""
+import os, transformers
+from bdpo import cli
+save = transformers.TrainerState.save_to_json
+def stop(self, path):
+    os._exit(9) if self.global_step == 3 else save(self, path)
+transformers.TrainerState.save_to_json = stop
+cli.main({[str(a) for a in ("train", *flags, "--out", tmp_path / "cut")]})
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    assert (tmp_path / "cut" / "checkpoint-3" / "model.safetensors").is_file(), "half a checkpoint"
+    assert call("train", *flags, "--out", tmp_path / "cut", "--resume") == 0
+    ends = [_weights(tmp_path / name / "model") for name in ("whole", "cut")]
+    assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+    for state in (tmp_path / "cut").glob("checkpoint-*/trainer_state.json"):
+        state.unlink()
+    assert "was written whole" in error(capsys, "train", *flags, "--out", tmp_path / "cut", "--resume")
+
+
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -141,6 +188,54 @@ def test_a_dry_run_refuses_an_unknown_loss_and_setting(capsys: pytest.CaptureFix
     )
     told = error(capsys, "train", *TRAIN, "--loss-settings", "clip=0.3", "--out", "x", "--dry-run")
     assert told.startswith("dpo has no setting 'clip'")
+
+
+def _documented() -> list[list[str]]:
+    """The commands on language models that the pages and the configuration files show, word by word."""
+    root = Path(__file__).parents[1]
+    pages = [root / "README.md", root / "book" / "scaling.md", root / "notebooks" / "table2.md"]
+    text = "\n".join(page.read_text() for page in pages).replace("\\\n", " ")
+    lines = re.findall(r"(?:-m bdpo|bin/bdpo) (?=train|sft|reward|evaluate|compare)([^\n#]*)", text)
+    for file in sorted((root / "bdpo" / "llm" / "configs").iterdir()):
+        head = "".join(line for line in file.read_text().splitlines(keepends=True) if line.startswith("#"))
+        lines += re.findall(r"bdpo (train[^\n]*)", head)
+    return [shlex.split(line.rstrip("`. ")) for line in lines if "..." not in line]
+
+
+@pytest.mark.parametrize("words", _documented(), ids=" ".join)
+def test_documented_commands_are_accepted(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: Path
+) -> None:
+    """Every one has a plan, and the label that its data need; models that only the reader has are replaced."""
+    monkeypatch.chdir(tmp_path)
+    for k, word in enumerate(words[:-1]):
+        if word == "--model" and not words[k + 1].startswith("scratch"):
+            words = [*words[: k + 1], str(reference), *words[k + 2 :]]
+    if words[0] == "compare":
+        assert commands.parse(words).runs
+    else:
+        assert call(*words, *({"--dry-run"} - set(words))) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_documented_commands_are_found() -> None:
+    found = {words[0] for words in _documented()}
+    assert found == {"train", "sft", "evaluate", "compare"}
+    assert len(_documented()) >= 12
+
+
+@pytest.mark.parametrize(
+    ("config", "label", "words"),
+    [
+        ("llama-7b-hh", None, "there are several labels; give --label helpful, safe or overall"),
+        ("llama-7b-safe-rlhf", "overall", "there is no label overall; give --label helpful or safe"),
+    ],
+)
+def test_a_dry_run_refuses_a_label_that_the_data_do_not_have(
+    config: str, label: str | None, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--config", config, *(["--label", label] if label else []), "--out", "x"]
+    assert words in error(capsys, "train", *flags, "--dry-run")
 
 
 @pytest.mark.parametrize("loss", PAIRS)
@@ -183,11 +278,66 @@ def test_a_prompt_longer_than_the_context_is_named(capsys: pytest.CaptureFixture
     with gzip.open(file, "wt") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in rows)
     told = refused(capsys, tmp_path, file, "--tokenizer", "bpe:259", "--validation", 0.0)
-    assert "row 2: the prompt has" in told
+    assert f"{file}, line 3: the prompt has" in told
     assert "choose truncation='prompt', 'response' or 'drop'" in told
     told = error(capsys, "train", "--model", "scratch:1x32", "--max-length", 8, *TRAIN[2:4], "--label", "safe",
                  "--out", tmp_path / "o2")  # fmt: skip
     assert "max_length is 8" in told
+
+
+def test_what_comes_to_nothing_leaves_nothing(
+    reference: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for more in (["--loss", "bdpoo"], ["--model", tmp_path / "none"], ["--max-length", 5], ["--tokenizer", "bpe:9"]):
+        error(capsys, "train", *TRAIN, "--out", out, *more)
+        assert not out.exists(), more
+    out.mkdir()
+    error(capsys, "train", *TRAIN, "--loss", "bdpoo", "--out", out)
+    assert list(out.iterdir()) == [], "a folder that was there stays"
+    (tmp_path / "file").write_text("")
+    told = error(capsys, "train", *TRAIN, "--out", tmp_path / "file" / "out")
+    assert "no file can be written there (Not a directory); give another folder" in told
+    assert f"model = {tmp_path / 'none'}: it cannot be loaded" in error(
+        capsys, "train", *TRAIN, "--model", tmp_path / "none", "--out", out
+    )
+    assert "a new model is scratch:LAYERSxWIDTH" in error(capsys, "train", *TRAIN, "--model", "scratch:2", "--out", out)
+
+
+def test_supervised_training_takes_the_winners_of_the_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "pku.jsonl"
+    row = {"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 0, "safer_response_id": 1}
+    file.write_text(f"{json.dumps(row)}\n" * 8)
+    flags = ["sft", "--model", "scratch:1x32", "--tokenizer", "bpe:259", "--data", file, "--max-length", 16]
+    assert "choose the label 'helpful' or 'safe'" in error(capsys, *flags, "--out", tmp_path / "a")
+    assert call(*flags, "--label", "safe", "--max-steps", 1, "--out", tmp_path / "b") == 0
+    assert "label safe" in report(tmp_path / "b")["notes"][0]
+
+
+@pytest.mark.parametrize("command", ["sft", "reward"])
+def test_weights_that_break_in_the_last_step_are_not_kept(
+    command: str, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of 5 steps is not logged, so that neither its loss nor its gradient is looked at."""
+    from transformers import Trainer
+
+    step = Trainer.training_step
+
+    def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = step(self, *args, **kwargs)
+        if self.state.global_step == 4:
+            next(self.model.parameters()).grad.fill_(torch.nan)
+        return loss
+
+    monkeypatch.setattr(Trainer, "training_step", broken)
+    label = ["--label", "helpful"] if command == "reward" else []
+    flags = [*SMALL, "--model", reference, *label, "--max-steps", 5, "--evaluate-every", 2]
+    told = error(capsys, command, *flags, "--out", tmp_path / "run")
+    assert "is not finite at step 5" in told
+    assert "the last good checkpoint is" in told
+    assert "checkpoint-4" in told
+    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "checkpoint-5").exists()
 
 
 def test_a_tokenizer_without_pad_token_is_named(

@@ -58,7 +58,7 @@ def test_settings_of_the_loss_from_file_and_flags_are_merged(tmp_path: Path) -> 
         ({"batch_size": 0}, r"command line: batch_size = 0: it must be a whole number from 1"),
         ({"batch_size": True}, r"command line: batch_size = True; it must be of type int"),
         ({"epochs": "2"}, r"command line: epochs = '2'; it must be of type float"),
-        ({"label": "better"}, r"label = 'better': it must be one of None, 'helpful', 'safe', 'overall'"),
+        ({"label": "better"}, r"label = 'better': it must be one of 'helpful', 'safe', 'overall'"),
         ({"betta": 1.0}, r"command line: no setting 'betta'; near it: beta"),
         ({"samples": 3}, r"command line: samples is no setting of train, but of evaluate"),
         ({"model": None}, r"model must be given, by --model or in a file"),

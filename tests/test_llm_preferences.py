@@ -247,12 +247,12 @@ def test_every_drop_is_counted_once():
 
 
 def test_the_safe_rlhf_form_needs_a_label():
-    with pytest.raises(PreferenceError, match="several labels to choose from; give label='helpful' or 'safe'"):
+    with pytest.raises(PreferenceError, match="several labels; choose the label 'helpful' or 'safe'"):
         from_rows([pku()])
 
 
 def test_a_label_that_the_file_does_not_have():
-    with pytest.raises(PreferenceError, match=r"no column overall_response_id .* has the labels 'helpful' or 'safe'"):
+    with pytest.raises(PreferenceError, match=r"no column overall_response_id .* has 'helpful' or 'safe'"):
         from_rows([pku()], label="overall")
     bare = {key: value for key, value in pku().items() if not key.endswith("_id")}
     with pytest.raises(PreferenceError, match="this file has no column of labels"):
@@ -423,7 +423,7 @@ def test_hh_takes_the_folders_of_the_label_and_never_remote_code(hub):
     overall = read("hh", label="overall")
     assert [row["line"] for row in overall.rows] == [1, 2, 3, 4]
     assert not any("trust_remote_code" in settings for _, settings in hub.calls)
-    with pytest.raises(PreferenceError, match="it chooses the folders"):
+    with pytest.raises(PreferenceError, match="label is None; choose 'helpful', 'safe' or 'overall'"):
         read("hh")
 
 

@@ -401,6 +401,100 @@ def test_the_step_is_that_of_the_loss(tmp_path: Path) -> None:
     assert torch.allclose(weights(trainer), torch.cat([w.detach().flatten() for w in wanted]), atol=1e-6)
 
 
+#: Awkward pairs: equal responses, one the beginning of the other, single tokens, long ones; then ordinary ones.
+ODD = Pairs(
+    [[3], [4, 5, 6], [7, 8], [9], [10, 11, 12, 13], *pairs(6, 1).prompts],
+    [[5, 6, 2], [7, 2], [2], [14, 15, 16, 17, 2], [18, 2], *pairs(6, 1).chosen],
+    [[5, 6, 2], [7, 8, 9, 2], [3], [2], [18, 19, 20, 21, 22, 2], *pairs(6, 1).rejected],
+)
+
+
+def slowly(loss: str, settings: dict[str, Any], windows: list[list[int]], rate: float) -> tuple[list[float], Tensor]:
+    """A trainer in a dozen lines: every response alone in a row, the mean of each window of pairs, AdamW."""
+    net, spec = model(), losses.LOSSES[loss]
+    with torch.no_grad():
+        fixed = one_by_one(net, ODD).chunk(2)
+    lengths = [torch.tensor([len(ids) for ids in side]).float() for side in (ODD.chosen, ODD.rejected)]
+    names = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
+    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.0)
+    told = []
+    for turn, window in enumerate(windows):
+        optimizer.param_groups[0]["lr"] = rate * (1 - turn / len(windows))
+        now = one_by_one(net, ODD).chunk(2)
+        fed = dict(zip((*names, "chosen_lengths", "rejected_lengths"), (*now, *fixed, *lengths), strict=True))
+        mean = spec(*(fed[name][window] for name in spec.needs), **settings).mean()
+        optimizer.zero_grad()
+        mean.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        told.append(mean.item())
+    return told, torch.cat([weight.detach().flatten() for weight in net.parameters()])
+
+
+@pytest.mark.parametrize("drop_last", [False, True], ids=["last batch of one", "last batch dropped"])
+@pytest.mark.parametrize(
+    ("loss", "settings"),
+    [("dpo", {"beta": 0.3}), ("bdpo", {"beta": 0.3}), ("nbdpo_sym", {"beta": 0.3, "clip": 0.3}), ("simpo", {})],
+)
+def test_a_slow_trainer_takes_the_same_steps(
+    loss: str, settings: dict[str, Any], drop_last: bool, tmp_path: Path
+) -> None:
+    """Eleven awkward pairs in batches of 2, three batches a step: the second step of an epoch has 5 pairs, or 4."""
+    order: list[list[int]] = []
+
+    class Noting(PairCollator):
+        def __call__(self, items: Any) -> dict[str, Tensor]:
+            order.append([ODD.prompts.index(item["prompt_ids"]) for item in items])
+            return super().__call__(items)
+
+    rows = Pairs(ODD.prompts, ODD.chosen, ODD.rejected)
+    arranged = arguments(
+        tmp_path,
+        loss=loss,
+        loss_settings=settings,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+        dataloader_drop_last=drop_last,
+        learning_rate=3e-3,
+        lr_scheduler_type="linear",
+    )
+    trainer = PreferenceTrainer(model(), arranged, rows)
+    trainer.data_collator = Noting()
+    trainer.train()
+    epochs = [order[: len(order) // 2], order[len(order) // 2 :]]
+    windows = [[row for part in epoch[k : k + 3] for row in part] for epoch in epochs for k in (0, 3)]
+    assert [len(window) for window in windows] == ([6, 4, 6, 4] if drop_last else [6, 5, 6, 5])
+    told, wanted = slowly(loss, settings, windows, 3e-3)
+    assert logged(trainer) == pytest.approx(told, abs=2e-6)
+    assert (weights(trainer) - wanted).abs().max() < 1e-4
+    lengths = [[len(ODD.chosen[k]) for k in window] for window in windows]
+    assert logged(trainer, "lengths/chosen") == pytest.approx([sum(one) / len(one) for one in lengths])
+
+
+@pytest.mark.parametrize("share_prompt", [True, False])
+def test_awkward_pairs_are_evaluated_one_by_one_whatever_the_batch(share_prompt: bool, tmp_path: Path) -> None:
+    """Each pair weighs the same in every metric, also in a last batch of 1 or 3 that training would leave out."""
+    found = []
+    for size in (1, 4, 5, 11):
+        arranged = arguments(
+            tmp_path, per_device_eval_batch_size=size, share_prompt=share_prompt, dataloader_drop_last=True
+        )
+        trainer = PreferenceTrainer(
+            model(seed=1), arranged, None, Pairs(ODD.prompts, ODD.chosen, ODD.rejected), ref_model=model()
+        )
+        found.append({k: v for k, v in trainer.evaluate().items() if "/" in k or k == "eval_loss"})
+    with torch.no_grad():
+        win, lose = one_by_one(model(seed=1), ODD).chunk(2)
+        ref_win, ref_lose = one_by_one(model(), ODD).chunk(2)
+    margins = 0.1 * ((win - ref_win) - (lose - ref_lose))
+    assert margins[0] == 0, "equal responses"
+    for one in found:
+        assert one["eval_rewards/margins"] == pytest.approx(float(margins.mean()), abs=1e-5)
+        assert one["eval_rewards/accuracies"] == pytest.approx(float((margins > 0).float().mean()))
+        assert one["eval_loss"] == pytest.approx(float(-torch.nn.functional.logsigmoid(margins).mean()), abs=1e-6)
+        assert one == pytest.approx(found[0], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"share_prompt": False}, {"activation_checkpointing": True}, {"reference": "online"}],

@@ -8,10 +8,11 @@ Models and data are read without running code of theirs: safetensors only, never
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def add(commands: Any) -> None:
     for command, words in HELP.items():
         parser = commands.add_parser(command, help=words, description=words[0].upper() + words[1:] + ".")
         parser.set_defaults(action=main, command=command)
-        parser.add_argument("--config", metavar="FILE", help="settings from a file, or from one that is shipped")
+        shipped = f", or by name: {', '.join(planning.shipped())}" if command == "train" else ""
+        parser.add_argument("--config", metavar="FILE", help=f"settings from a .toml, .yaml or .json file{shipped}")
         parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
         if command != "compare":
             parser.add_argument("--dry-run", action="store_true", help="print the plan and what it needs, then stop")
@@ -59,7 +61,8 @@ def _flag(parser: argparse.ArgumentParser, name: str, setting: planning.Setting)
     elif setting.kind is dict:
         settings |= {"action": "append", "type": _pair, "metavar": setting.metavar}
     else:
-        settings |= {"type": setting.kind, "metavar": setting.metavar or setting.kind.__name__.upper()}
+        options = "|".join(getattr(setting.check, "keywords", {}).get("options", ()))
+        settings |= {"type": setting.kind, "metavar": setting.metavar or options or setting.kind.__name__.upper()}
     parser.add_argument(f"--{name.replace('_', '-')}", **settings)
 
 
@@ -109,13 +112,30 @@ def _run(plan: Plan, *, dry_run: bool, resume: bool) -> int:
         for name, value in runs.needs(plan).items():
             print(f"{name}: {value}")
         return 0
-    _check_folder(plan, resume)
     start = time.perf_counter()
-    report = runs.COMMANDS[plan.command](plan, resume=resume, start=start)
+    with _folder(plan, resume):
+        report = runs.COMMANDS[plan.command](plan, resume=resume, start=start)
     for name, value in report["results"].items():
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
     print(plan.out / "report.html")
     return 0 if report["status"] == "finished" else _fail(report["status"])
+
+
+@contextlib.contextmanager
+def _folder(plan: Plan, resume: bool = False) -> Iterator[None]:
+    """The folder of a run, with its plan in it; gone again if the run ends before it wrote anything."""
+    new = not plan.out.exists()
+    _check_folder(plan, resume)
+    try:
+        yield
+    except BaseException:
+        note = plan.out / "plan.json"
+        with contextlib.suppress(OSError):  # another process of the run may have been faster
+            if list(plan.out.iterdir()) == [note]:
+                note.unlink()
+                if new:
+                    plan.out.rmdir()
+        raise
 
 
 def _check_folder(plan: Plan, resume: bool) -> None:
@@ -132,9 +152,8 @@ def _check_folder(plan: Plan, resume: bool) -> None:
     if resume and not begun:
         raise PlanError(f"--resume: no checkpoint in {plan.out}; leave --resume out, or give the folder of a run")
     if not resume and (begun or "report.json" in there):
-        raise PlanError(
-            f"out = {plan.out}: a run was begun there; --resume goes on with it, another folder begins anew"
-        )
+        way_out = "--resume goes on with it, another folder begins anew" if begun else "give another folder"
+        raise PlanError(f"out = {plan.out}: a run was begun there; {way_out}")
     if resume:
         before = json.loads(note.read_text("utf-8"))["settings"]
         after = json.loads(json.dumps(plan.settings))
@@ -145,10 +164,18 @@ def _check_folder(plan: Plan, resume: bool) -> None:
         ]
         if changed:
             raise PlanError(f"--resume: {', '.join(changed)} differ from the run in {plan.out}; use what it began with")
-    report.whole(note, json.dumps(plan.as_dict(), indent=1, ensure_ascii=False) + "\n")
+    try:
+        report.whole(note, json.dumps(plan.as_dict(), indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        why = f"no file can be written there ({error.strerror}); give another folder"
+        raise PlanError(f"out = {plan.out}: {why}") from None
 
 
 # ---------------------------------------------------------------- compare
+
+
+#: What has to be the same in runs that are compared; they differ in their loss, its settings, and their seed.
+ALIKE = ("data", "label", "limit", "validation", "judge", "temperature", "samples", "max_new_tokens")
 
 
 def compare(plan: Plan) -> int:
@@ -159,10 +186,11 @@ def compare(plan: Plan) -> int:
     from bdpo.tables import Interval, summary
 
     start = time.perf_counter()
-    rows = [_row(Path(folder)) for folder in plan["runs"]]
-    common = [name for name in rows[0] if all(name in row for row in rows) and name not in ("method", "seed")]
-    if not common:
-        raise PlanError("the runs have no quantity in common: compare runs of one command")
+    rows = _rows([Path(folder) for folder in plan["runs"]])
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    if plan["baseline"] not in methods:
+        raise PlanError(f"baseline = {plan['baseline']}: none of the runs; give --baseline {' or '.join(methods)}")
+    common = [name for name in rows[0] if all(name in row for row in rows) and name not in ("run", "method", "seed")]
     found = summary(pd.DataFrame(rows), common, baseline=plan["baseline"])
     table = [
         {
@@ -177,32 +205,62 @@ def compare(plan: Plan) -> int:
         }
         for row in found.to_dict("records")
     ]
-    report.write(
-        plan.out,
-        title="Comparison",
-        status="finished",
-        plan=plan.as_dict(),
-        tables={"Means and paired differences": table, "Runs": rows},
-        seconds=time.perf_counter() - start,
-    )
+    with _folder(plan):
+        report.write(
+            plan.out,
+            title="Comparison",
+            status="finished",
+            plan=plan.as_dict(),
+            tables={"Means and paired differences": table, "Runs": rows},
+            seconds=time.perf_counter() - start,
+        )
     print(pd.DataFrame(table).to_string(index=False))
     print(plan.out / "report.html")
     return 0
 
 
-def _row(folder: Path) -> dict[str, Any]:
-    """Method, seed and numbers of a finished run."""
+def _rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Method, seed and numbers of each finished run, if they can be compared."""
+    rows: dict[tuple[Any, Any], dict[str, Any]] = {}
+    first: dict[str, Any] = {}
+    for folder in folders:
+        found = _finished(folder)
+        settings, told = found["plan"]["settings"], dict(found["results"])
+        alike = {"command": found["plan"]["command"], **{name: settings.get(name) for name in ALIKE}}
+        first = first or alike
+        for name, value in alike.items():
+            if value != first[name]:
+                raise PlanError(
+                    f"{folder}: {name} is {value}, in {folders[0]} it is {first[name]}; compare runs that differ only "
+                    "in their loss, its settings and their seed"
+                )
+        method = told.pop("method", None) or settings.get("loss") or settings.get("model") or folder.name
+        seed = told.pop("trained with seed", settings.get("seed", 0))
+        if (method, seed) in rows:
+            other = rows[method, seed]["run"]
+            raise PlanError(f"{other} and {folder} are both {method} with seed {seed}; give one run of each")
+        numbers = {name: value for name, value in told.items() if _is_compared(name, value, alike["command"])}
+        rows[method, seed] = {"run": str(folder), "method": method, "seed": seed, **numbers}
+    return list(rows.values())
+
+
+def _finished(folder: Path) -> Mapping[str, Any]:
     path = folder / "report.json"
     if not path.is_file():
         raise PlanError(f"{path} is missing: give folders of finished runs of train or evaluate")
     found: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
     if found["status"] != "finished":
         raise PlanError(f"{folder}: {found['status']}; only finished runs are compared")
-    settings, told = found["plan"]["settings"], dict(found["results"])
-    method = told.pop("method", None) or settings.get("loss") or settings.get("model") or folder.name
-    seed = told.pop("trained with seed", settings.get("seed", 0))
-    numbers = {name: value for name, value in told.items() if isinstance(value, int | float)}
-    return {"method": method, "seed": seed, **numbers}
+    if found["plan"]["command"] == "compare":
+        raise PlanError(f"{folder} is a comparison; give the runs themselves")
+    return found
+
+
+def _is_compared(name: str, value: Any, command: str) -> bool:
+    """Not counts, not standard errors, and not the values of losses that differ: each has a scale of its own."""
+    if name in ("pairs", "sampled responses", "steps") or name.endswith("_se"):
+        return False
+    return isinstance(value, int | float) and not (command == "train" and name == "eval_loss")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from bdpo import parameters
 PAPER = "arXiv:2502.20847v1"
 COMMANDS = ("sft", "train", "reward", "evaluate", "compare")
 LABELS = ("helpful", "safe", "overall")
+#: A model with new weights, by layers and width.
+SCRATCH = re.compile(r"scratch:([1-9]\d*)x([1-9]\d*)")
 
 
 class PlanError(ValueError):
@@ -52,6 +55,13 @@ def _choice(*options: Any) -> Any:
     return partial(parameters.choice, options=options)
 
 
+def _model(name: str, value: str) -> None:
+    if value.startswith("scratch:") and (not (match := SCRATCH.fullmatch(value)) or int(match[2]) % 32):
+        raise ValueError(
+            f"{name} = {value!r}: a new model is scratch:LAYERSxWIDTH, such as scratch:3x128; 32 divides the width"
+        )
+
+
 _MODELS = ("sft", "train", "reward", "evaluate")
 _TRAINING = ("sft", "train", "reward")
 _OURS = "our choice: "
@@ -64,6 +74,7 @@ SETTINGS: dict[str, Setting] = {
         None,
         "must be given",
         _MODELS,
+        _model,
         metavar="PATH_OR_ID",
     ),
     "revision": Setting("branch, tag or commit of a model on the hub", str, None, _OURS + "the hub's default", _MODELS),
@@ -76,22 +87,28 @@ SETTINGS: dict[str, Setting] = {
         metavar="PATH_OR_ID",
     ),
     "data": Setting(
-        "hh, safe-rlhf, language, or a file (.jsonl, .jsonl.gz)",
+        "hh or safe-rlhf (from the hub), language, or a file (.jsonl, .jsonl.gz, .parquet)",
         str,
         None,
         "must be given",
         _MODELS,
+        metavar="NAME_OR_FILE",
     ),
     "label": Setting(
-        "which of the labels decides the winner; ignored for data with one label",
+        "which of the labels decides the winner, where the data have several; sft takes the winners",
         str,
         None,
         _OURS + "must be given where the data have several; the paper does not say which it trains on",
-        ("train", "reward", "evaluate"),
-        _choice(None, *LABELS),
+        _MODELS,
+        _choice(*LABELS),
     ),
     "loss": Setting(
-        "any objective of bdpo.losses on pairs", str, "dpo", f"{PAPER}, Section 6.2: the baseline", ("train",)
+        "an objective of bdpo.losses on pairs, such as bdpo, nbdpo_sym, ipo, simpo; a wrong name lists them all",
+        str,
+        "dpo",
+        f"{PAPER}, Section 6.2: the baseline",
+        ("train",),
+        metavar="NAME",
     ),
     "beta": Setting(
         "above 0; larger keeps the policy nearer the reference",
@@ -437,6 +454,7 @@ def resolve(command: str, flags: Mapping[str, Any], config: str | None = None) -
             settings[name] = _checked(name, setting.default, setting, "default")
             sources[name] = setting.source
         if setting.source == "must be given" and not settings[name]:
-            raise PlanError(f"{name} must be given, by --{name.replace('_', '-')} or in a file: {setting.help}")
+            how = "after the command" if setting.kind is list else f"by --{name.replace('_', '-')}"
+            raise PlanError(f"{name} must be given, {how} or in a file: {setting.help}")
     ordered = {name: settings[name] for name in of_command(command)}
     return Plan(command, ordered, {name: sources[name] for name in ordered})

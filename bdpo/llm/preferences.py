@@ -51,6 +51,8 @@ HH_FOLDERS = {
     "safe": ("harmless-base",),
     "overall": ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled"),
 }
+#: The labels of these datasets; PKU-SafeRLHF has none for both at once.
+HUB_LABELS = {"hh": tuple(HH_FOLDERS), "safe-rlhf": ("helpful", "safe")}
 #: Why a pair is dropped.
 DROPPED = {
     "empty response": "one of the responses has no words",
@@ -159,8 +161,8 @@ def read(
         raise PreferenceError(f"limit is {limit!r}; allowed: a whole number of at least 1, or None for all pairs")
     _check_label(label)
     if isinstance(source, str) and source in HUB:
-        if source == "hh" and label is None:
-            raise PreferenceError(f"{HUB['hh']}: give label={_or(HH_FOLDERS)}: it chooses the folders of the dataset")
+        if label not in HUB_LABELS[source]:
+            raise PreferenceError(f"{HUB[source]}: label is {label!r}; choose {_or(HUB_LABELS[source])}")
         return _read(_hub_rows(source, label, split), f"{HUB[source]} {split}", label, form or source, limit)
     path = Path(source)
     return _read(_file_rows(path), str(path), label, form, limit)
@@ -356,11 +358,11 @@ def _check_columns(row: Mapping[str, Any], form: str, label: str | None, name: s
         return
     there = [key for key, column in LABELS.items() if column in row]
     if label is None:
-        raise PreferenceError(f"{name}: several labels to choose from; give label={_or(there or LABELS)}")
+        raise PreferenceError(f"{name}: the rows have several labels; choose the label {_or(there or LABELS)}")
     if label not in there:
         raise PreferenceError(
             f"{name}, line {line}: no column {LABELS[label]} for the label {label}; "
-            f"this file has {'the labels ' + _or(there) if there else 'no column of labels'}"
+            f"this file has {_or(there) if there else 'no column of labels'}"
         )
 
 
@@ -396,7 +398,8 @@ def _json_rows(path: Path, opener: Callable[..., Any]) -> Iterator[tuple[int, Ma
                     )
                 yield line, row
     except json.JSONDecodeError as problem:
-        raise PreferenceError(f"{path}, line {line}: no JSON ({problem}); expected one object a line") from problem
+        odd = "" if opener is gzip.open or path.suffix != ".gz" else ", and the file is not gzipped, as its name says"
+        raise PreferenceError(f"{path}, line {line}: no JSON ({problem}){odd}; expected one object a line") from problem
     except UnicodeDecodeError as problem:
         raise PreferenceError(f"{path}, after line {line}: not UTF-8 ({problem.reason}); save it as UTF-8") from problem
     except (EOFError, gzip.BadGzipFile, OSError) as problem:

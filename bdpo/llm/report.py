@@ -14,17 +14,20 @@ from typing import Any
 from bdpo import results
 
 _CSS = """
-:root { color-scheme: light dark; --ink: #1d2733; --paper: #fff; --rule: #c9d1da; --line: #0673b3 }
-@media (prefers-color-scheme: dark) { :root { --ink: #dde3ea; --paper: #12171d; --rule: #3b444f; --line: #4db5ee } }
+:root { color-scheme: light dark; --ink: #1d2733; --paper: #fff; --rule: #c9d1da; --line: #0673b3; --held: #b34700 }
+@media (prefers-color-scheme: dark) { :root { --ink: #dde3ea; --paper: #12171d; --rule: #3b444f; --line: #4db5ee;
+  --held: #f29a5c } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
        max-width: 60rem; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
+.table { margin: 1rem 0; overflow-x: auto }
+table { border-collapse: collapse }
 caption { text-align: left; font-weight: 600 }
-th, td { padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top }
-td.number { text-align: right; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top }
+.number { text-align: right; font-variant-numeric: tabular-nums }
 figure { margin: 1rem 0; display: inline-block } svg { max-width: 100%; height: auto }
 svg text { fill: currentColor; font-size: 12px } svg path { fill: none; stroke: var(--line); stroke-width: 2 }
-svg line { stroke: var(--rule) }
+svg line { stroke: var(--rule) } svg .validation { stroke: var(--held) } svg text.training { fill: var(--line) }
+svg text.validation { fill: var(--held); stroke: none }
 p { white-space: pre-line }
 .failed { border-left: .4rem solid #c0392b; padding-left: 1rem }
 """
@@ -128,41 +131,56 @@ def table(caption: str, rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    head = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in columns)
-    body = "".join(f"<tr>{''.join(_cell(row.get(column)) for column in columns)}</tr>" for row in rows)
+    kinds = {c: ' class="number"' * all(r.get(c) is None or _is_number(r.get(c)) for r in rows) for c in columns}
+    head = "".join(f'<th scope="col"{kinds[column]}>{html.escape(str(column))}</th>' for column in columns)
+    body = "".join(
+        f"<tr>{''.join(f'<td{kinds[column]}>{_cell(row.get(column))}</td>' for column in columns)}</tr>" for row in rows
+    )
     return (
-        f"<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f'<div class="table" tabindex="0"><table><caption>{html.escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
 def curves(history: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    """One small line chart for each numeric column of rows with a ``step``."""
+    """A small line chart for each numeric column of rows with a ``step``, with that of validation (``eval_…``)."""
     columns = dict.fromkeys(c for row in history for c, v in row.items() if c != "step" and _is_number(v))
-    for column in columns:
-        points = [(row["step"], row[column]) for row in history if _is_number(row.get(column)) and "step" in row]
-        if len(points) > 1:
-            yield _chart(column, points)
+    for column in dict.fromkeys(column.removeprefix("eval_") for column in columns):
+        lines = {
+            kind: [(row["step"], row[name]) for row in history if _is_number(row.get(name)) and "step" in row]
+            for kind, name in (("training", column), ("validation", f"eval_{column}"))
+        }
+        lines = {kind: points for kind, points in lines.items() if len(points) > 1}
+        if any(value != points[0][1] for points in lines.values() for _, value in points):
+            yield _chart(column, lines)
 
 
-def _chart(name: str, points: Sequence[tuple[float, float]]) -> str:
+def _chart(name: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     width, height, left, top, bottom = 420, 220, 70, 30, 190
-    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    xs, ys = zip(*(point for points in lines.values() for point in points), strict=True)
     x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
     across = lambda x: left + (width - left - 20) * (x - x0) / ((x1 - x0) or 1)  # noqa: E731
     up = lambda y: bottom - (bottom - top) * (y - y0) / ((y1 - y0) or 1)  # noqa: E731
-    path = " ".join(f"{'ML'[k > 0]}{across(x):.1f} {up(y):.1f}" for k, (x, y) in enumerate(points))
-    words = html.escape(
-        f"{name} from {_number(ys[0])} at step {xs[0]} to {_number(ys[-1])} at step {xs[-1]}", quote=True
+    paths, words = "", []
+    for kind, points in lines.items():
+        (first, start), (last, end) = points[0], points[-1]
+        words.append(f"{name}, {kind}, from {_number(start)} at step {first} to {_number(end)} at step {last}")
+        corners = " L".join(f"{across(x):.1f} {up(y):.1f}" for x, y in points)
+        paths += f'<path class="{kind}" d="M{corners}"/>'
+    key = "".join(
+        f'<text class="{kind}" x="{width - 20 - 75 * k}" y="15" text-anchor="end">{kind}</text>'
+        for k, kind in enumerate(reversed(list(lines)))
     )
+    told = html.escape("; ".join(words), quote=True)
     return (
-        f'<figure><svg role="img" aria-label="{words}" viewBox="0 0 {width} {height}" width="{width}">'
-        f'<text x="0" y="15">{html.escape(name)}</text>'
+        f'<figure><svg role="img" aria-label="{told}" viewBox="0 0 {width} {height}" width="{width}">'
+        f'<text x="0" y="15">{html.escape(name)}</text>{key}'
         f'<line x1="{left}" x2="{width - 20}" y1="{bottom}" y2="{bottom}"/>'
         f'<line x1="{left}" x2="{left}" y1="{top}" y2="{bottom}"/>'
         f'<text x="{left - 6}" y="{bottom}" text-anchor="end">{_number(y0)}</text>'
         f'<text x="{left - 6}" y="{top + 5}" text-anchor="end">{_number(y1)}</text>'
         f'<text x="{left}" y="{bottom + 18}">step {x0:g}</text>'
-        f'<text x="{width - 20}" y="{bottom + 18}" text-anchor="end">{x1:g}</text><path d="{path}"/></svg></figure>'
+        f'<text x="{width - 20}" y="{bottom + 18}" text-anchor="end">{x1:g}</text>{paths}</svg></figure>'
     )
 
 
@@ -176,12 +194,12 @@ def _number(value: float) -> str:
 
 def _cell(value: Any) -> str:
     if _is_number(value):
-        return f'<td class="number">{_number(value)}</td>'
+        return _number(value).replace("-", "−")
     if isinstance(value, dict):
         value = ", ".join(f"{k} = {v}" for k, v in value.items())
     if isinstance(value, list):
         value = ", ".join(map(str, value))
-    return f"<td>{html.escape('–' if value is None else str(value))}</td>"
+    return html.escape("–" if value is None or value == "" else str(value))
 
 
 def _plain(value: Any) -> Any:

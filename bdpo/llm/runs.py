@@ -7,7 +7,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,12 @@ from transformers import (
 from bdpo.llm import language, memory, preferences, report, scoring, supervised
 from bdpo.llm.objective import Objective
 from bdpo.llm.pairs import add_pair_scoring, score, tokenize
-from bdpo.llm.plan import SETTINGS, Plan, PlanError
-from bdpo.llm.trainer import PreferenceArguments, PreferenceTrainer, TrainingDiverged
+from bdpo.llm.plan import LABELS, SCRATCH, SETTINGS, Plan, PlanError
+from bdpo.llm.trainer import PreferenceArguments, PreferenceTrainer, TrainingDiverged, last_checkpoint
 from bdpo.losses import LOSSES
 
 LANGUAGE_ROWS = 4000  # pairs of the controlled language, unless a limit says otherwise
 LANGUAGE_DEMONSTRATIONS = 20_000
-_SCRATCH = re.compile(r"scratch:(\d+)x(\d+)")
 
 
 # ---------------------------------------------------------------- data, tokenizer, model
@@ -48,26 +49,58 @@ def load_rows(plan: Plan) -> tuple[list[dict[str, Any]], str]:
     PlanError, PreferenceError
         If the data need a label, or cannot be read; the message names file, row and fix.
     """
-    limit, split = plan["limit"] or None, "test" if plan.command == "evaluate" else "train"
-    label = plan.settings.get("label")
+    limit, split, label = plan["limit"] or None, "test" if plan.command == "evaluate" else "train", plan["label"]
+    check_label(plan)
     if plan["data"] != "language":
-        found = preferences.read(plan["data"], label=label or _label_for_prompts(plan), split=split, limit=limit)
+        found = preferences.read(plan["data"], label=label, split=split, limit=limit)
         return found.rows, str(found.report)
     lang = language.Language()
     if plan.command == "sft":
         rows: list[dict[str, Any]] = lang.demonstrations(limit or LANGUAGE_DEMONSTRATIONS, plan["seed"], split)
         return rows, f"language: {len(rows)} demonstrations"
-    if label is None:
-        raise PlanError("data = language has several labels: give --label helpful, safe or overall")
     found = preferences.from_rows(
         lang.pairs(limit or LANGUAGE_ROWS, plan["seed"], split=split), label=label, name="language"
     )
     return found.rows, str(found.report)
 
 
-def _label_for_prompts(plan: Plan) -> str | None:
-    """Supervised fine-tuning takes the chosen responses; of data with several labels, the more helpful ones."""
-    return "helpful" if plan.command == "sft" and plan["data"] in preferences.HUB else None
+def check_label(plan: Plan) -> None:
+    """Refuse a label that the data do not have, as far as that is known without reading them.
+
+    Raises
+    ------
+    PlanError
+        Naming the labels to choose from.
+    """
+    labels = {"language": LABELS, **preferences.HUB_LABELS}.get(plan["data"])
+    demonstrated = plan["data"] == "language" and plan.command == "sft"  # these rows have no label
+    if labels and not demonstrated and plan["label"] not in labels:
+        have = f"is no label {plan['label']}" if plan["label"] else "are several labels"
+        *some, last = labels
+        raise PlanError(f"data = {plan['data']}: there {have}; give --label {', '.join(some)} or {last}")
+
+
+def _of_lines(make: Callable[[list[Any]], Any], rows: list[Any], plan: Plan) -> Any:
+    """What is made of rows, if there are any; an error names the line of the file and not the row of this part."""
+    if not rows:
+        return None
+    try:
+        return make(rows)
+    except (TypeError, ValueError) as error:
+        found = re.match(r"row (\d+): ", str(error))
+        if found is None or "line" not in rows[int(found[1])]:
+            raise
+        line = rows[int(found[1])]["line"]
+        raise type(error)(f"{plan['data']}, line {line}: {str(error)[found.end() :]}") from error
+
+
+@contextmanager
+def _loading(setting: str, name: str) -> Iterator[None]:
+    """Errors of transformers, which do not always say what they could not load."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{setting} = {name}: it cannot be loaded, from a folder or from the hub. {error}") from error
 
 
 def divide(rows: list[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
@@ -82,7 +115,7 @@ def divide(rows: list[Any], share: float, seed: int) -> tuple[list[Any], list[An
 
 def load_tokenizer(plan: Plan, rows: Iterable[Mapping[str, Any]]) -> Any:
     """The tokenizer of a plan: the model's own, another, the language's, or one trained on the rows."""
-    scratch = _SCRATCH.fullmatch(plan["model"])
+    scratch = SCRATCH.fullmatch(plan["model"])
     name = plan["tokenizer"] or ("bpe:2048" if scratch else plan["model"])
     if scratch and plan["data"] == "language" and plan["tokenizer"] is None:
         return language.tokenizer()
@@ -90,7 +123,8 @@ def load_tokenizer(plan: Plan, rows: Iterable[Mapping[str, Any]]) -> Any:
         return train_tokenizer(
             (row[k] for row in rows for k in ("prompt", "chosen", "rejected", "response") if k in row), int(match[1])
         )
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=plan["revision"], trust_remote_code=False)
+    with _loading("tokenizer" if plan["tokenizer"] else "model", name):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=plan["revision"], trust_remote_code=False)
     if plan["pad_token"] is not None:
         if plan["pad_token"] not in tokenizer.get_vocab():
             raise PlanError(
@@ -140,14 +174,9 @@ def train_tokenizer(texts: Iterable[str], size: int) -> Any:
 
 def load_config(plan: Plan, vocabulary: int) -> Any:
     """The configuration of a plan's model."""
-    if not (match := _SCRATCH.fullmatch(plan["model"])):
-        if plan["model"].startswith("scratch"):
-            raise PlanError(f"model = {plan['model']!r}: a new model is scratch:LAYERSxWIDTH, such as scratch:3x128")
-        return AutoConfig.from_pretrained(plan["model"], revision=plan["revision"], trust_remote_code=False)
-    layers, width = int(match[1]), int(match[2])
-    if not layers or not width or width % 32:
-        raise PlanError(f"model = {plan['model']!r}: at least one layer, and a width that 32 divides")
-    return llama_config(layers, width, vocabulary, plan["max_length"])
+    if match := SCRATCH.fullmatch(plan["model"]):
+        return llama_config(int(match[1]), int(match[2]), vocabulary, plan["max_length"])
+    return AutoConfig.from_pretrained(plan["model"], revision=plan["revision"], trust_remote_code=False)
 
 
 def llama_config(layers: int, width: int, vocabulary: int, context: int) -> LlamaConfig:
@@ -178,7 +207,7 @@ def load_model(plan: Plan, tokenizer: Any, name: str | None = None) -> Any:
     frozen = plan.command == "evaluate" or plan.settings.get("lora_rank") or name is not None
     dtype = torch.bfloat16 if plan["dtype"] == "bf16" and frozen else torch.float32
     model: Any  # ``to`` of transformers' models has types that no dtype fits
-    if name is None and plan["model"].startswith("scratch"):
+    if name is None and SCRATCH.fullmatch(plan["model"]):
         config = load_config(plan, len(tokenizer))
         if plan["data"] == "language" and plan["tokenizer"] is None:  # its own shape learns it fastest
             layers, width = config.num_hidden_layers, config.hidden_size
@@ -189,13 +218,14 @@ def load_model(plan: Plan, tokenizer: Any, name: str | None = None) -> Any:
             )
         model = model.to(dtype)
     else:
-        model = AutoModelForCausalLM.from_pretrained(
-            name or plan["model"],
-            revision=None if name else plan["revision"],
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        with _loading("reference_model" if name and plan.command == "evaluate" else "model", name or plan["model"]):
+            model = AutoModelForCausalLM.from_pretrained(
+                name or plan["model"],
+                revision=None if name else plan["revision"],
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     context = getattr(model.config, "max_position_embeddings", None)
     if context is not None and plan["max_length"] > context:
         raise PlanError(
@@ -225,10 +255,12 @@ def needs(plan: Plan) -> dict[str, str]:
         vocabulary = int(match[1])
     if plan.command == "train":
         Objective(plan["loss"], loss_settings(plan))
+    check_label(plan)
     found: dict[str, str] = {}
     try:
-        config = load_config(plan, vocabulary)
-    except OSError:
+        with _loading("model", plan["model"]):
+            config = load_config(plan, vocabulary)
+    except PlanError:
         if not re.search(r"llama-(2-)?7b", plan["model"].lower()):
             raise
         config = LlamaConfig()  # whose defaults are the published shape of Llama 7B
@@ -327,7 +359,7 @@ def _train(plan: Plan, trainer: Trainer, notes: list[str], *, resume: bool, star
     """Train, keep the model, report. A run that diverged is reported, too, and keeps its last checkpoint."""
     status, numbers = "finished", {}
     try:
-        trainer.train(resume_from_checkpoint=resume or None)
+        trainer.train(resume_from_checkpoint=str(last_checkpoint(plan.out)) if resume else None)
         trainer.save_model(
             str(home := plan.out / "model")
         )  # safetensors; by one process, with sharded weights put together
@@ -359,17 +391,13 @@ def _worth_telling(name: str) -> bool:
 def sft(plan: Plan, *, resume: bool, start: float) -> dict[str, Any]:
     """Supervised fine-tuning."""
     train, validation, tokenizer, model, words = _prepare(plan)
-    args = TrainingArguments(**arguments(plan, len(train), len(validation)))
-    trainer = supervised.trainer(
-        model,
-        args,
-        train,
-        tokenizer,
-        max_length=plan["max_length"],
-        truncation=plan["truncation"],
-        validation=validation or None,
+    make = partial(
+        supervised.Responses, tokenizer=tokenizer, max_length=plan["max_length"], truncation=plan["truncation"]
     )
-    notes = [words, _cut(trainer.train_dataset.counts)]  # type: ignore[union-attr]
+    told, held = (_of_lines(make, rows, plan) for rows in (train, validation))
+    args = TrainingArguments(**arguments(plan, len(told), len(validation)))
+    trainer = supervised.trainer(model, args, told, tokenizer, validation=held)
+    notes = [words, _cut(told.counts)]
     return _train(plan, trainer, notes, resume=resume, start=start, title=f"Supervised fine-tuning of {plan['model']}")
 
 
@@ -377,8 +405,10 @@ def train(plan: Plan, *, resume: bool, start: float) -> dict[str, Any]:
     """Training on preferences."""
     Objective(plan["loss"], loss_settings(plan))  # before anything is read
     train_rows, validation, tokenizer, model, words = _prepare(plan)
+    make = partial(tokenize, tokenizer=tokenizer, max_length=plan["max_length"], truncation=plan["truncation"])
+    told, held = (_of_lines(make, rows, plan) for rows in (train_rows, validation))
     args = PreferenceArguments(
-        **arguments(plan, len(train_rows), len(validation)),
+        **arguments(plan, len(told), len(validation)),
         loss=plan["loss"],
         loss_settings=loss_settings(plan),
         reference=plan["reference"],
@@ -389,12 +419,12 @@ def train(plan: Plan, *, resume: bool, start: float) -> dict[str, Any]:
     trainer = PreferenceTrainer(
         model,
         args,
-        train_rows,
-        validation or None,
+        told,
+        held,
         processing_class=tokenizer,
         ref_model=load_model(plan, tokenizer, plan["model"]) if online else None,
     )
-    notes = [words, _cut(trainer.train_dataset.counts)]  # type: ignore[union-attr]
+    notes = [words, _cut(told.counts)]
     title = f"{trainer.objective.spec.title} on {plan['data']}"
     return _train(plan, trainer, notes, resume=resume, start=start, title=title)
 
@@ -404,17 +434,17 @@ def reward(plan: Plan, *, resume: bool, start: float) -> dict[str, Any]:
     if plan["lora_rank"]:
         raise PlanError("lora_rank: a judge is trained whole; set it to 0")
     train_rows, validation, tokenizer, model, words = _prepare(plan)
-    judge = scoring.judge(model, pad_token_id=tokenizer.pad_token_id)
-    trainer = scoring.JudgeTrainer(
-        judge,
-        TrainingArguments(**arguments(plan, len(train_rows), len(validation))),
-        train_rows,
-        tokenizer,
+    make = partial(
+        scoring.Comparisons,
         kind=plan["judge"],
+        tokenizer=tokenizer,
         max_length=plan["max_length"],
         truncation=plan["truncation"],
-        validation=validation or None,
     )
+    told, held = (_of_lines(make, rows, plan) for rows in (train_rows, validation))
+    judge = scoring.judge(model, pad_token_id=tokenizer.pad_token_id)
+    args = TrainingArguments(**arguments(plan, len(told), len(validation)))
+    trainer = scoring.JudgeTrainer(judge, args, told, tokenizer, validation=held)
     return _train(
         plan, trainer, [words], resume=resume, start=start, title=f"A {plan['judge']} model on {plan['data']}"
     )
@@ -477,9 +507,10 @@ def evaluate(plan: Plan, *, resume: bool, start: float) -> dict[str, Any]:
         numbers |= {name: value for name, value in found.items() if name != "n"}
     for name, folder in (("learned reward", plan["reward_model"]), ("learned cost", plan["cost_model"])):
         if folder:
-            judge = AutoModelForSequenceClassification.from_pretrained(
-                folder, use_safetensors=True, trust_remote_code=False
-            )
+            with _loading(name.replace("learned ", "") + "_model", folder):
+                judge = AutoModelForSequenceClassification.from_pretrained(
+                    folder, use_safetensors=True, trust_remote_code=False
+                )
             scores = scoring.judged(judge, tokenizer, samples.prompts, samples.responses, ended=samples.ended)
             numbers[name] = float(scores.mean())
             if name == "learned cost":

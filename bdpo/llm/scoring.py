@@ -389,6 +389,7 @@ class Comparisons(Dataset):
                         f"row {number}: chosen_safe and rejected_safe are {flags[number]}; a cost model needs true or "
                         "false for both, as in PKU-SafeRLHF with the label 'safe'"
                     )
+        self.kind, self.counts = kind, pairs.counts
         self.items = [
             {"chosen": [*p, *c], "rejected": [*p, *r], "safe": safe}
             for p, c, r, safe in zip(pairs.prompts, pairs.chosen, pairs.rejected, flags, strict=True)
@@ -415,9 +416,9 @@ class JudgeTrainer(Trainer):
     args
         Of ``Trainer``.
     rows, kind, tokenizer, max_length, truncation
-        As in `Comparisons`.
+        As in `Comparisons`; or `Comparisons` themselves, which are taken as they are.
     validation
-        Rows of the same form, or None.
+        Of the same form, or None.
     callbacks
         Further callbacks.
 
@@ -432,13 +433,13 @@ class JudgeTrainer(Trainer):
         self,
         model: Any,
         args: TrainingArguments,
-        rows: Iterable[Mapping[str, Any]],
+        rows: Comparisons | Iterable[Mapping[str, Any]],
         tokenizer: Any,
         *,
-        kind: str,
-        max_length: int,
+        kind: str = "reward",
+        max_length: int = 0,
         truncation: str = "error",
-        validation: Iterable[Mapping[str, Any]] | None = None,
+        validation: Comparisons | Iterable[Mapping[str, Any]] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         if model.config.num_labels != 1:
@@ -446,20 +447,24 @@ class JudgeTrainer(Trainer):
         model.config.pad_token_id = _pad(tokenizer)
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False
-        read = functools.partial(
-            Comparisons, kind=kind, tokenizer=tokenizer, max_length=max_length, truncation=truncation
-        )
+
+        def read(rows: Any) -> Comparisons:
+            if isinstance(rows, Comparisons):
+                return rows
+            return Comparisons(rows, kind, tokenizer, max_length=max_length, truncation=truncation)
+
+        told = read(rows)
         super().__init__(
             model,
             args,
             functools.partial(_compare, pad=model.config.pad_token_id),
-            train_dataset=read(rows),
+            train_dataset=told,
             eval_dataset=None if validation is None else read(validation),
             processing_class=tokenizer,
             compute_metrics=_accuracy,
             callbacks=[*callbacks, StopsAtNaN()],
         )
-        self.kind = kind
+        self.kind = told.kind
         self.model_accepts_loss_kwargs = False
         self.label_names = []
 

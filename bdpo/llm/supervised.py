@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from bdpo.llm.pairs import tokenize
-from bdpo.llm.trainer import TrainingDiverged
+from bdpo.llm.trainer import FiniteWeights, TrainingDiverged, whereabouts
 
 IGNORED = -100  # the label of a token that is not scored
 
@@ -64,27 +64,24 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-class StopsAtNaN(TrainerCallback):
-    """Ends a run whose loss is no longer finite, before a checkpoint is written from it."""
+class StopsAtNaN(FiniteWeights):
+    """Ends a run whose loss or weights are no longer finite, before anything is written from it."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         for name in ("loss", "eval_loss", "grad_norm"):
             if not math.isfinite(float((logs or {}).get(name, 0.0))):
-                raise TrainingDiverged(
-                    f"{name} is {logs[name]} at step {state.global_step} (learning rate {args.learning_rate:g}); "
-                    f"checkpoints before it are in {args.output_dir}; a lower learning rate usually helps"
-                )
+                raise TrainingDiverged(f"{name} is {logs[name]} {whereabouts(args, state)}")
 
 
 def trainer(
     model: Any,
     args: TrainingArguments,
-    rows: Iterable[Mapping[str, Any]],
+    rows: Responses | Iterable[Mapping[str, Any]],
     tokenizer: Any,
     *,
-    max_length: int,
+    max_length: int = 0,
     truncation: str = "error",
-    validation: Iterable[Mapping[str, Any]] | None = None,
+    validation: Responses | Iterable[Mapping[str, Any]] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trainer:
     """A ``transformers.Trainer`` that minimises the mean cross-entropy of the responses' tokens.
@@ -94,9 +91,9 @@ def trainer(
     model, args
         As ``Trainer`` takes them.
     rows, tokenizer, max_length, truncation
-        As in `Responses`.
+        As in `Responses`; or `Responses` themselves, which are taken as they are.
     validation
-        Rows of the same form, or None.
+        Of the same form, or None.
     callbacks
         Further callbacks.
 
@@ -107,12 +104,16 @@ def trainer(
     """
     args.remove_unused_columns = False
     args.logging_nan_inf_filter = False
+
+    def read(rows: Any) -> Responses:
+        return rows if isinstance(rows, Responses) else Responses(rows, tokenizer, max_length, truncation)
+
     return Trainer(
         model,
         args,
         collate,
-        train_dataset=Responses(rows, tokenizer, max_length, truncation),
-        eval_dataset=None if validation is None else Responses(validation, tokenizer, max_length, truncation),
+        train_dataset=read(rows),
+        eval_dataset=None if validation is None else read(validation),
         processing_class=tokenizer,
         callbacks=[*callbacks, StopsAtNaN()],
     )

@@ -27,8 +27,8 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalPrediction
 
 from bdpo.llm.objective import METRICS, Objective, mean_metrics
 from bdpo.llm.pairs import PairCollator, Pairs, add_pair_scoring, check_model, score, tokenize
@@ -207,7 +207,7 @@ class PreferenceTrainer(Trainer):
         """
         logps = model(pairs=inputs)
         if not torch.isfinite(logps.detach()).all():
-            raise TrainingDiverged(f"log-probs of the policy are not finite {self._whereabouts()}")
+            raise TrainingDiverged(f"log-probs of the policy are not finite {whereabouts(self.args, self.state)}")
         win, lose = logps.chunk(2)
         ref_win, ref_lose = self._reference_logps(inputs)
         losses, metrics = self.objective(
@@ -221,7 +221,7 @@ class PreferenceTrainer(Trainer):
         )
         loss = losses.mean()
         if not math.isfinite(value := loss.item()):
-            raise TrainingDiverged(f"the loss is {value} {self._whereabouts()}")
+            raise TrainingDiverged(f"the loss is {value} {whereabouts(self.args, self.state)}")
         if num_items_in_batch is not None:  # processes average their gradients, accumulation steps add theirs
             loss = losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
             self._seen.append(metrics)
@@ -244,6 +244,14 @@ class PreferenceTrainer(Trainer):
         if self.with_adapter:
             return self.model_wrapped, self.accelerator.unwrap_model(self.model_wrapped).disable_adapter()
         return self.model_wrapped, contextlib.nullcontext()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As ``Trainer``'s, of all pairs: a last, smaller batch is left out of training alone, if at all."""
+        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
@@ -271,9 +279,7 @@ class PreferenceTrainer(Trainer):
         """As ``Trainer.train``; a resumed run has the reference and the running statistics of the first."""
         checkpoint = resume_from_checkpoint
         if checkpoint is True:
-            checkpoint = get_last_checkpoint(str(self.args.output_dir))
-            if checkpoint is None:
-                raise ValueError(f"no checkpoint in {self.args.output_dir}: leave resume_from_checkpoint out")
+            checkpoint = str(last_checkpoint(str(self.args.output_dir)))
         self._resumed = bool(checkpoint)
         if checkpoint and self.objective.uses_statistics:
             self.objective.state = json.loads((Path(checkpoint) / "objective.json").read_text())
@@ -329,25 +335,61 @@ class PreferenceTrainer(Trainer):
         for pairs, digest in zip(missing, digests, strict=True):
             pairs.reference = (stored[digest][0], stored[digest][1])
 
-    # ------------------------------------------------------------ what must not go on
 
-    def _whereabouts(self) -> str:
-        folder = str(self.args.output_dir)
-        checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
-        return (
-            f"at step {self.state.global_step} (loss {self.args.loss!r}, learning rate {self.args.learning_rate:g}); "
-            f"{kept}. A lower learning rate, a longer warm-up or a lower max_grad_norm usually helps"
-        )
+# ---------------------------------------------------------------- what must not go on, and what can be gone on with
 
-    def _check_weights(self) -> None:
-        for name, weight in self.model.named_parameters():
+
+def _whole_checkpoints(folder: str | Path) -> list[Path]:
+    """Checkpoints in their order; one in whose writing the run was stopped lacks the trainer's state, its last file."""
+    whole = (state.parent for state in Path(folder).glob("checkpoint-*/trainer_state.json"))
+    return sorted((path for path in whole if path.name[11:].isdecimal()), key=lambda path: int(path.name[11:]))
+
+
+def last_checkpoint(folder: str | Path) -> Path:
+    """The last checkpoint in a folder that was written whole.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    if not (whole := _whole_checkpoints(folder)):
+        raise ValueError(f"no checkpoint in {folder} was written whole: begin anew, in another folder")
+    return whole[-1]
+
+
+def whereabouts(args: TrainingArguments, state: TrainerState) -> str:
+    """Where a run stands, the last checkpoint that it can go back to, and what usually helps."""
+    whole = _whole_checkpoints(str(args.output_dir))
+    kept = f"the last good checkpoint is {whole[-1]}" if whole else "no checkpoint was written yet"
+    loss = f"loss {args.loss!r}, " if isinstance(args, PreferenceArguments) else ""
+    return (
+        f"at step {state.global_step} ({loss}learning rate {args.learning_rate:g}); {kept}. "
+        "A lower learning rate, a longer warm-up or a lower max_grad_norm usually helps"
+    )
+
+
+class FiniteWeights(TrainerCallback):
+    """Lets no weights be saved that are not finite."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_save:
+            self._check(args, state, kwargs["model"])
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.on_step_end(args, state, control, **kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._check(args, state, kwargs["model"])
+
+    def _check(self, args: Any, state: Any, model: Any) -> None:
+        for name, weight in model.named_parameters():
             if weight.requires_grad and not torch.isfinite(weight.detach()).all():
-                raise TrainingDiverged(f"{name} is not finite {self._whereabouts()}")
+                raise TrainingDiverged(f"{name} is not finite {whereabouts(args, state)}")
 
 
-class _Guard(TrainerCallback):
-    """Prepares the reference when the model is in place, and lets no weights be saved that are not finite."""
+class _Guard(FiniteWeights):
+    """Prepares the reference when the model is in place, and keeps the objective's running statistics."""
 
     def __init__(self, trainer: PreferenceTrainer) -> None:
         self.trainer = trainer
@@ -356,17 +398,6 @@ class _Guard(TrainerCallback):
         trainer = self.trainer
         file = Path(args.output_dir) / "reference.safetensors"
         trainer._prepare_reference(trainer.train_dataset, trainer.eval_dataset, file=file)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if control.should_save:
-            self.trainer._check_weights()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if control.should_save:
-            self.trainer._check_weights()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._check_weights()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.objective.uses_statistics and state.is_world_process_zero:
