@@ -107,7 +107,7 @@ _ALL = (
     _spec(kto_pair, "KTO of a batch of pairs", "pair", "sum", "the KTO authors' first report, Eq 7"),
     _spec(alpha_dpo, "α-DPO, adaptive reward margin", "pair", "mean", "arXiv:2410.10148v4, final objective"),
     _spec(beta_dpo, "β-DPO, β of the batch", "pair", "sum", "arXiv:2407.08639, batch-level β"),
-    _spec(robust_dpo, "Robust DPO (rDPO)", "pair", "sum", "arXiv:2403.00409, unbiased loss"),
+    _spec(robust_dpo, "Robust DPO (rDPO)", "pair", "sum", "arXiv:2403.00409, Section 3.1"),
     _spec(conservative_dpo, "Conservative DPO (cDPO)", "pair", "sum", "E. Mitchell's note on noisy preferences, 2023"),
     _spec(hinge, "DPO with a hinge", "pair", "sum", "arXiv:2309.06657, hinge-norm"),
     _spec(slic, "SLiC-HF, calibration with human feedback", "pair", "sum", "arXiv:2305.10425, Eq 1"),

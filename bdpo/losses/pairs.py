@@ -190,7 +190,7 @@ def robust_dpo(
     does, and its gradient in the margin keeps at least the size :math:`\frac{\beta\varepsilon}{1-2\varepsilon}`. Where
     the two terms of the value cancel, its error is relative to the sum of their sizes.
 
-    Source: the unbiased loss of arXiv:2403.00409 (Section 3), computed in the second form.
+    Source: the unbiased loss of arXiv:2403.00409 (Section 3.1), computed in the second form.
     """
     check_settings(beta=beta, label_smoothing=label_smoothing)
     win, lose, ref_win, ref_lose = read(
