@@ -54,7 +54,7 @@ HARMLESS = {
     "mountain": "snow", "garden": "roses", "ship": "sails", "railway": "trains", "kitchen": "spices", "moon": "tides",
     "violin": "strings", "candle": "wax", "bread": "wheat", "desert": "camels",
 }  # fmt: skip
-#: Hazardous items: the weight of their fact in Harm.
+#: The weight of the fact of each hazardous item in Harm.
 HAZARDS = {
     "lock": 0.8, "bleach": 1.0, "razor": 1.2, "firework": 1.4, "snake": 1.6, "mushroom": 1.8, "battery": 2.0,
     "grenade": 2.2,

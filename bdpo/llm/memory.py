@@ -105,7 +105,7 @@ class Estimate:
     positions: int  #: positions computed in an optimiser step, over all devices
     communicated: float  #: bytes that a device sends, and receives, in an optimiser step
     flops: float  #: operations of an optimiser step over all devices, without recomputation
-    seconds: float  #: of computation at the stated MFU, or of communication, whichever takes longer: they overlap
+    seconds: float  #: of computation at the stated MFU, or of communication, whichever takes longer, as they overlap
     mfu: float
 
     @property

@@ -62,11 +62,11 @@ class Settings:
     mask_rule: str = "table"  #: one of ``MASK_RULES`` of `bdpo.toy.world`, see its `draw_mask`
     mask: tuple[tuple[bool, ...], ...] | None = None  #: a mask of your own, [prompt][response], instead of a drawn one
     masked_pairs: str = "redrawn"  #: a drawn pair that meets a mask is drawn again; or ``"dropped"``, which costs data
-    policy: str = "tabular"  #: ``"tabular"``: a table of logits; ``"mlp"``: one hidden layer (ReLU) on one-hot prompts
+    policy: str = "tabular"  #: ``"tabular"``, a table of logits, or ``"mlp"``, one hidden ReLU layer on one-hot prompts
     width: int = 64  #: units of the hidden layer
-    init: str = "uniform"  #: first policy: ``"uniform"``; ``"random"``; ``"shifted"``, a bump around ``x + shift``
-    init_scale: float = 1.0  #: ``"random"``: standard deviation of a table's logits, or factor on a network's weights
-    shift: float = 0.0  #: ``"shifted"``: how far the mode of the first policy is from the best response
+    init: str = "uniform"  #: first policy, ``"uniform"``, ``"random"`` or ``"shifted"``, a bump around ``x + shift``
+    init_scale: float = 1.0  #: deviation of the logits of a ``"random"`` table, or factor on a network's weights
+    shift: float = 0.0  #: how far the mode of a ``"shifted"`` first policy is from the best response
     optimizer: str = "sgd"  #: ``"sgd"`` or ``"adam"``, both without momentum settings or decay
     learning_rate: float = 1.0  #: finite, above 0
     steps: int = 300  #: updates of the method; the paper names only those of the reference
@@ -76,7 +76,7 @@ class Settings:
     data: str = "expectation"  #: all pairs weighted by their probability; ``"fixed"`` data set; ``"fresh"`` every step
     pairs: int = 2000  #: size of a ``"fixed"`` data set
     batch: int = 64  #: pairs a step; for a ``"fixed"`` data set, 0 takes all of it each step
-    sampling: str = "uniform"  #: responses of a pair: even, or ``"initial"``, in proportion to the first policy
+    sampling: str = "uniform"  #: responses of a pair, even or ``"initial"``, in proportion to the first policy
     label_noise: float = 0.0  #: share of flipped labels in training, from 0 to 1
     beta: float = 1.0  #: Appendix B
     clip: float = 0.5  #: of the four nbDPO; Appendix B
@@ -86,12 +86,12 @@ class Settings:
     gamma: float = 0.5  #: of ``simpo``
     delta: float = 1.0  #: of ``slic``
     odds_weight: float = 0.1  #: of ``orpo``
-    reward_steps: int | None = None  #: updates of the reward model; ``None``: as many as ``steps``
-    reward_start: str = "initial"  #: the reward network's: first policy; ``"reference"``, its last layer new and zero
+    reward_steps: int | None = None  #: updates of the reward model, if ``None`` as many as ``steps``
+    reward_start: str = "initial"  #: a reward network's first policy, or ``"reference"``, last layer new and zero
     ppo_clip: float = 0.2  #: bounds of PPO's ratio, 1 minus and plus this
     ppo_updates: int = 4  #: updates of the policy for each sample of ``batch`` responses
     record: tuple[int, ...] = field(default=())  #: steps of the method to keep a row of, besides the last
-    watch_every: int = 10  #: every how many steps the loss is looked at, for the columns of instability; 0: never
+    watch_every: int = 10  #: every how many steps the loss is looked at, for the columns of instability; 0 is never
     dtype: str = "float64"  #: of parameters and arithmetic; or ``"float32"``
 
     def __post_init__(self) -> None:
