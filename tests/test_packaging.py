@@ -28,7 +28,7 @@ FLOORS = [
     ["bdpo.worlds", "bdpo.gaussian"],
     ["bdpo.laws", "bdpo.gaussian"],
     ["bdpo.verify"],
-    ["bdpo.ledger"],
+    ["bdpo.ledger", "bdpo.tables"],
     ["bdpo.toy", "bdpo.llm"],
     ["bdpo.figures"],
     ["bdpo.publish"],
