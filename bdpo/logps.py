@@ -3,7 +3,8 @@ r"""Log-probs of a response without the table [batch, length, vocabulary].
 The log-prob of a sequence is :math:`\log\pi(y\mid x) = \sum_t \big(z_{t,y_t} - \log\sum_v e^{z_{t,v}}\big)` with the
 logits :math:`z_t = W h_t + b`. Written that way it needs one number a position, but ``log_softmax`` and ``gather`` make
 a table of them all, and autograd keeps it. `token_logps` and `sequence_logps` go through the vocabulary a chunk at a
-time, keep one number a scored position, and compute the chunks once more when the gradient
+time, keep one number a scored position and a share of the chunks, and compute the other chunks once more when the
+gradient
 
 .. math:: \frac{\partial \log\pi(y_t)}{\partial z_{t,v}} = [v = y_t] - \mathrm{softmax}(z_t)_v
 
@@ -14,9 +15,11 @@ for float64, and so is the result: a sum of hundreds of log-probs has no place i
 the plain computation to 1e-6 in float32. Products with a head in low precision are formed in float32 on a CPU, where
 that is also faster, and by the tensor cores elsewhere.
 
-**Cost.** The backward pass repeats one of the three products that the plain computation makes. If only the hidden
-states need a gradient, as with a frozen head or with LoRA, nothing is repeated: the forward pass keeps
-:math:`W_{y_t} - \sum_v \mathrm{softmax}(z_t)_v W_v`, which is the gradient up to the incoming factor.
+**Cost.** The plain computation makes three products with the head. The backward pass repeats the first of them for the
+chunks that were not kept: ``keep``, the share of the chunks that are, trades ``keep`` times the memory of one table for
+``keep`` times the time of one product. If only the hidden states need a gradient, as with a frozen head or with LoRA,
+nothing is repeated and no chunk is kept: the forward pass keeps :math:`W_{y_t} - \sum_v \mathrm{softmax}(z_t)_v W_v`,
+which is the gradient up to the incoming factor.
 ``bench/losses.py`` measures both.
 
 **Distributed.** Call these inside the ``forward`` of the module that is wrapped. What bypasses the wrapper's
@@ -25,6 +28,7 @@ states need a gradient, as with a frozen head or with LoRA, nothing is repeated:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +39,10 @@ from torch.autograd.function import once_differentiable
 #: How many logits are held at a time: 4 MiB in float32, which leaves room in a cache for what they are made of.
 CHUNK_SIZE = 2**20
 
+#: Which share of the chunks is kept for the backward pass where the head is trained: of the three tables that the plain
+#: computation holds at its peak, a tenth.
+KEEP = 0.3
+
 
 def sequence_logps(
     inputs: Tensor,
@@ -44,6 +52,7 @@ def sequence_logps(
     bias: Tensor | None = None,
     ignore_index: int = -100,
     chunk_size: int = CHUNK_SIZE,
+    keep: float = KEEP,
 ) -> Tensor:
     r"""The log-prob of each sequence: the sum over its scored tokens, which is what `bdpo.losses` takes.
 
@@ -51,7 +60,7 @@ def sequence_logps(
 
     Parameters
     ----------
-    inputs, labels, weight, bias, ignore_index, chunk_size
+    inputs, labels, weight, bias, ignore_index, chunk_size, keep
         As in `token_logps`, with labels of shape [..., length].
 
     Returns
@@ -66,8 +75,8 @@ def sequence_logps(
     """
     if isinstance(labels, Tensor) and labels.ndim == 0:
         raise ValueError("labels has shape (): a sequence has a length; pass labels of shape [batch, length]")
-    tokens = token_logps(inputs, labels, weight=weight, bias=bias, ignore_index=ignore_index, chunk_size=chunk_size)
-    return tokens.sum(-1)
+    settings = {"ignore_index": ignore_index, "chunk_size": chunk_size, "keep": keep}
+    return token_logps(inputs, labels, weight=weight, bias=bias, **settings).sum(-1)
 
 
 def token_logps(
@@ -78,6 +87,7 @@ def token_logps(
     bias: Tensor | None = None,
     ignore_index: int = -100,
     chunk_size: int = CHUNK_SIZE,
+    keep: float = KEEP,
 ) -> Tensor:
     r"""The log-prob of each label, 0 where the label is ``ignore_index``.
 
@@ -99,6 +109,9 @@ def token_logps(
     chunk_size
         How many logits are held at a time, at least 1. A smaller chunk takes less memory; a larger one saves calls,
         until it leaves the cache. Between 2**19 and 2**23 the time hardly depends on it.
+    keep
+        The share of the chunks, rounded up, that are kept for the backward pass and not computed twice: from 0, the
+        least memory, to 1, the least time. Only for a head that is trained; elsewhere nothing is computed twice.
 
     Returns
     -------
@@ -109,25 +122,25 @@ def token_logps(
     ------
     TypeError
         For inputs that are not floating-point tensors of one dtype, labels that are not integers, a ``chunk_size`` or
-        ``ignore_index`` that is not an integer.
+        ``ignore_index`` that is not an integer, a ``keep`` that is not a number.
     ValueError
         For shapes that do not fit, tensors on different devices, a bias without a weight, a label outside of the
-        vocabulary, a ``chunk_size`` below 1.
+        vocabulary, a ``chunk_size`` below 1, a ``keep`` outside of [0, 1].
 
     Notes
     -----
     Differentiable once. Values of labels are looked at, which costs a GPU one synchronisation; the positions that are
     scored are looked up anyway.
     """
-    _check(inputs, labels, weight, bias, ignore_index, chunk_size)
+    _check(inputs, labels, weight, bias, ignore_index, chunk_size, keep)
     scored = labels != ignore_index
     if weight is None:
         rows = scored.flatten().nonzero().squeeze(-1)
         values = _FromLogits.apply(inputs.reshape(-1, inputs.shape[-1]), labels[scored].long(), rows, chunk_size)
     else:
         inputs, weight, bias = _autocast(inputs), _autocast(weight), None if bias is None else _autocast(bias)
-        keep = torch.is_grad_enabled()  # inside the function it is always off
-        values = _FromHidden.apply(inputs[scored], labels[scored].long(), weight, bias, chunk_size, keep)
+        kept = keep if torch.is_grad_enabled() else None  # inside the function gradients are always off
+        values = _FromHidden.apply(inputs[scored], labels[scored].long(), weight, bias, chunk_size, kept)
     return values.new_zeros(labels.shape).masked_scatter(scored, values)
 
 
@@ -139,12 +152,22 @@ class _FromHidden(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int, keep: bool
+        ctx: Any,
+        hidden: Tensor,
+        labels: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        chunk_size: int,
+        keep: float | None,
     ) -> Tensor:
         top, total, picked = (_wide(hidden).new_full((len(hidden),), v) for v in (_lowest(hidden), 0, 0))
-        frozen_head = keep and ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[2:4])
+        trained = any(ctx.needs_input_grad[2:4])
+        frozen_head = keep is not None and ctx.needs_input_grad[0] and not trained
         mean = torch.zeros_like(hidden, dtype=top.dtype) if frozen_head else None  # of the rows of W under the softmax
-        for columns, logits in _blocks(hidden, weight, bias, chunk_size):
+        parts = _slices(len(weight), len(hidden), chunk_size)
+        count = math.ceil(keep * len(parts)) if keep is not None and trained else 0
+        kept: list[Tensor] = []  # of the first blocks: exp(logits - top of the block), and that top
+        for columns, logits in _blocks(hidden, weight, bias, parts, own=count):
             here, at = _locate(labels, columns)
             picked = torch.where(here, logits.gather(1, at).squeeze(1), picked)
             block_top, block_total = _exp_(logits)
@@ -153,11 +176,13 @@ class _FromHidden(torch.autograd.Function):
             total = total * old + block_total * new
             if mean is not None:
                 mean.mul_(old[:, None]).addcmul_(_matmul(logits, weight[columns]), new[:, None])
+            if len(kept) < 2 * count:
+                kept += [logits, block_top]
         if mean is None:
-            ctx.save_for_backward(hidden, labels, weight, bias, top, total)
+            ctx.save_for_backward(hidden, labels, weight, bias, top, total, *kept)
         else:
             ctx.save_for_backward(weight[labels] - mean.div_(total[:, None]))
-        ctx.chunk_size, ctx.dtype = chunk_size, hidden.dtype
+        ctx.parts, ctx.dtype = parts, hidden.dtype
         return (picked - top) - total.log()
 
     @staticmethod
@@ -166,13 +191,13 @@ class _FromHidden(torch.autograd.Function):
         saved = ctx.saved_tensors
         if len(saved) == 1:
             return (grad[:, None] * saved[0]).to(ctx.dtype), None, None, None, None, None
-        hidden, labels, weight, bias, top, total = saved
+        hidden, labels, weight, bias, top, total, *kept = saved
         need_hidden, _, need_weight, need_bias, *_ = ctx.needs_input_grad
         to_hidden = torch.zeros_like(hidden, dtype=top.dtype) if need_hidden else None
         to_weight = torch.empty_like(weight) if need_weight else None
         to_bias = torch.empty_like(bias) if need_bias else None
-        for columns, logits in _blocks(hidden, weight, bias, ctx.chunk_size):
-            to_logits = _softmax_gradient_(logits, top, total, grad, *_locate(labels, columns))
+        for columns, exps in _exps(hidden, weight, bias, ctx.parts, top, kept):
+            to_logits = _softmax_gradient_(exps, total, grad, *_locate(labels, columns))
             if to_hidden is not None:
                 to_hidden += _matmul(to_logits, weight[columns])
             if to_weight is not None:
@@ -204,19 +229,37 @@ class _FromLogits(torch.autograd.Function):
         to_logits = torch.zeros_like(logits)
         for part in ctx.parts:
             chunk, everywhere = _wide(logits[rows[part]]), _locate(labels[part], slice(0, logits.shape[1]))
-            _softmax_gradient_(chunk, top[part], total[part], grad[part], *everywhere)
+            chunk.sub_(top[part, None]).exp_()
+            _softmax_gradient_(chunk, total[part], grad[part], *everywhere)
             to_logits[rows[part]] = chunk.to(logits.dtype)
         return to_logits, None, None, None
 
 
-def _blocks(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the vocabulary and the logits of all rows there, in memory that the next block overwrites."""
+def _blocks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, parts: list[slice], own: int = 0
+) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the vocabulary and the logits of all rows there, in memory that the next block overwrites; the first
+    ``own`` blocks have memory of their own."""
     hidden = hidden.to(_factor_dtype(weight))
-    memory = _wide(hidden.new_empty(0))
-    for columns in _slices(len(weight), len(hidden), chunk_size):
+    for number, columns in enumerate(parts):
+        if number <= own:
+            memory = _wide(hidden.new_empty(0))
         memory.resize_(len(hidden), columns.stop - columns.start)
         logits = _matmul(hidden, weight[columns].T, out=memory)
         yield columns, logits if bias is None else logits.add_(bias[columns])
+
+
+def _exps(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, parts: list[slice], top: Tensor, kept: list[Tensor]
+) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the vocabulary and exp(logits - top) of all rows there: of what the forward pass kept, then anew."""
+    blocks, tops = kept[::2], kept[1::2]
+    memory = _wide(hidden.new_empty(0))
+    for columns, block, block_top in zip(parts, blocks, tops, strict=False):
+        memory.resize_(block.shape)
+        yield columns, torch.mul(block, (block_top - top).exp_()[:, None], out=memory)  # a later pass finds them whole
+    for columns, logits in _blocks(hidden, weight, bias, parts[len(blocks) :]):
+        yield columns, logits.sub_(top[:, None]).exp_()
 
 
 def _slices(count: int, other: int, chunk_size: int) -> list[slice]:
@@ -252,10 +295,9 @@ def _exp_(logits: Tensor) -> tuple[Tensor, Tensor]:
     return top, logits.sub_(top[:, None]).exp_().sum(1)
 
 
-def _softmax_gradient_(logits: Tensor, top: Tensor, total: Tensor, grad: Tensor, here: Tensor, at: Tensor) -> Tensor:
-    """The logits become grad · ([v = label] - softmax)."""
-    logits.sub_(top[:, None]).exp_().mul_((-grad / total)[:, None])
-    return logits.scatter_add_(1, at, torch.where(here, grad, 0)[:, None])
+def _softmax_gradient_(exps: Tensor, total: Tensor, grad: Tensor, here: Tensor, at: Tensor) -> Tensor:
+    """exp(logits - top) becomes grad · ([v = label] - softmax)."""
+    return exps.mul_((-grad / total)[:, None]).scatter_add_(1, at, torch.where(here, grad, 0)[:, None])
 
 
 def _wide_dtype(x: Tensor) -> torch.dtype:
@@ -278,7 +320,13 @@ def _autocast(x: Tensor) -> Tensor:
 
 
 def _check(
-    inputs: Tensor, labels: Tensor, weight: Tensor | None, bias: Tensor | None, ignore_index: int, chunk_size: int
+    inputs: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    ignore_index: int,
+    chunk_size: int,
+    keep: float,
 ) -> None:
     """Refuse what does not fit, by name."""
     tensors = {"inputs": inputs, "weight": weight, "bias": bias}
@@ -293,6 +341,12 @@ def _check(
             raise TypeError(f"{name} = {value!r}: it must be an integer")
     if chunk_size < 1:
         raise ValueError(f"chunk_size = {chunk_size}: it must be at least 1; the default is {CHUNK_SIZE}")
+    if isinstance(keep, bool) or not isinstance(keep, int | float):
+        raise TypeError(f"keep = {keep!r}: it must be a number from 0 to 1")
+    if not 0 <= keep <= 1:
+        raise ValueError(
+            f"keep = {keep}: it must be from 0, keep nothing, to 1, keep all chunks; the default is {KEEP}"
+        )
     if bias is not None and weight is None:
         raise ValueError(
             "bias is given without weight: logits have it already; pass hidden states with weight and bias"

@@ -119,7 +119,16 @@ def test_the_rejected_response_sees_nothing_of_the_chosen_one() -> None:
     assert not torch.allclose(before[0], after[0], atol=1e-2)
 
 
-@pytest.mark.parametrize("mutant", ["positions run on", "rejected sees chosen", "first token from the token before"])
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        "positions run on",
+        "rejected sees chosen",
+        "first token from the token before",
+        "a place too far on",
+        "last layer skips a token",
+    ],
+)
 def test_a_wrong_shared_pass_is_noticed(mutant: str) -> None:
     net = model(**STEEP).eval()
     rows = pairs(6)
@@ -127,13 +136,20 @@ def test_a_wrong_shared_pass_is_noticed(mutant: str) -> None:
     add_pair_scoring(net)
     wrong = batch(rows)
     if mutant == "positions run on":
-        wrong["position_ids"] = torch.arange(wrong["input_ids"].shape[1]).expand_as(wrong["input_ids"])
+        wrong["position_ids"] = (wrong["places"] % wrong["segments"].shape[1])[None]
     elif mutant == "rejected sees chosen":
         wrong["segments"] = wrong["segments"].masked_fill(wrong["segments"] == 3, 2)
+    elif mutant == "a place too far on":
+        wrong["places"] = torch.where(
+            wrong["segments"].flatten()[wrong["places"]] == 3, wrong["places"] - 1, wrong["places"]
+        )
+    elif mutant == "last layer skips a token":
+        wrong["predicting"] = wrong["predicting"][wrong["predicting"] != wrong["sources"][wrong["owners"] >= 6][0]]
     else:
-        at = torch.tensor([len(p) + len(c) - 1 for p, c in zip(rows.prompts, rows.chosen, strict=True)])
         first = torch.cat([wrong["owners"].new_zeros(1), wrong["owners"].diff()]) > 0
-        wrong["sources"][first & (wrong["owners"] >= 6)] = torch.arange(6) * wrong["input_ids"].shape[1] + at
+        chosen = torch.stack([wrong["sources"][wrong["owners"] == k][-1] for k in range(6)])
+        wrong["sources"][first & (wrong["owners"] >= 6)] = chosen + 1
+        wrong["predicting"] = wrong["sources"].unique()
     found = net(pairs=wrong)
     assert not torch.allclose(found[6:], wanted[6:], atol=1e-3)
 
@@ -196,7 +212,7 @@ def test_no_table_of_all_positions_is_made() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         net(pairs=batch(rows))
-    assert largest < 4 * 3 * 4001, "fewer numbers than logits of the scored positions alone"
+    assert largest <= 4 * 3 * 4001, "no more numbers than logits of the scored positions alone"
 
 
 def test_score_keeps_the_order_and_the_mode() -> None:

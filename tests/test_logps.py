@@ -59,9 +59,11 @@ def close(a, b, tolerance=TOLERANCE):
 
 
 def assert_matches_plain(function: Callable, *, head: bool = True, dtype=torch.float32) -> None:
-    """The suite: chunks that divide and that do not, from one logit to more than there are; also other ignored ids."""
+    """The suite: chunks that divide and that do not, from one logit to more than there are; also other ignored ids.
+    None, some and all chunks are kept for the backward pass."""
     shapes = [(3, 5, 11, 4), (2, 3, 1, 3), (4, 7, 300, 16)]
-    for shape, chunk_size in itertools.product(shapes, [1, 37, 100, 10**6]):
+    chunks = [(1, 0.5), (37, 0), (37, 0.5), (37, 1), (100, 0.5), (10**6, 0.5)]  # their size, and the share that is kept
+    for shape, (chunk_size, keep) in itertools.product(shapes, chunks):
         tensors, labels, grad = batch(*shape, seed=len(shapes) + shape[0])
         ignored = IGNORE if shape[2] < 300 else 299  # a padding id inside the vocabulary
         labels = labels.where(labels != IGNORE, ignored)
@@ -69,7 +71,8 @@ def assert_matches_plain(function: Callable, *, head: bool = True, dtype=torch.f
             tensors = [nn.functional.linear(*tensors), None, None]
         expected = value_and_gradients(plain, tensors, labels, grad, ignore_index=ignored)
         given = [None if x is None else x.to(dtype) for x in tensors]
-        got = value_and_gradients(function, given, labels, grad, ignore_index=ignored, chunk_size=chunk_size)
+        settings = {"ignore_index": ignored, "chunk_size": chunk_size, "keep": keep}
+        got = value_and_gradients(function, given, labels, grad, **settings)
         for a, b in zip(got, expected, strict=True):
             close(a, b)
 
@@ -82,10 +85,11 @@ def test_value_and_gradients_are_those_of_the_plain_computation(head, dtype):
 
 @pytest.mark.parametrize("needs", [s for s in itertools.product([True, False], repeat=3) if any(s)])
 @pytest.mark.parametrize("chunk_size", [4, 10**6])
-def test_gradcheck_whichever_of_hidden_states_weight_and_bias_need_a_gradient(needs, chunk_size):
+@pytest.mark.parametrize("keep", [0, 0.4])
+def test_gradcheck_whichever_of_hidden_states_weight_and_bias_need_a_gradient(needs, chunk_size, keep):
     tensors, labels, _ = batch()
     leaves = [x.requires_grad_(need) for x, need in zip(tensors, needs, strict=True)]
-    tokens = lambda h, w, b: token_logps(h, labels, weight=w, bias=b, chunk_size=chunk_size)  # noqa: E731
+    tokens = lambda h, w, b: token_logps(h, labels, weight=w, bias=b, chunk_size=chunk_size, keep=keep)  # noqa: E731
     assert torch.autograd.gradcheck(tokens, leaves)
 
 
@@ -129,7 +133,7 @@ def in_plain(head=nn.functional.linear, tokens=None, reduce=lambda t, scored: (t
     """The plain computation with parts to replace; without replacements, the control."""
     tokens = tokens or (lambda z, at: z.gather(-1, at).squeeze(-1) - z.logsumexp(-1))
 
-    def mutant(inputs, labels, *, weight=None, bias=None, ignore_index=IGNORE, chunk_size=None):
+    def mutant(inputs, labels, *, weight=None, bias=None, ignore_index=IGNORE, chunk_size=None, keep=None):
         scored = labels != ignore_index
         at = labels.where(scored, 0).roll(shift, -1)[..., None]
         return reduce(tokens(head(inputs, weight, bias), at), scored)
@@ -163,6 +167,17 @@ OUTSIDE = {
     "hidden states without a gradient": in_plain(head=lambda h, w, b: nn.functional.linear(h.detach(), w, b)),
 }
 
+
+def with_top(kept: list[Tensor], top: list[Tensor]) -> list[Tensor]:
+    """What was kept, but the first block has this top."""
+    return kept[:1] + top + kept[2:] if kept else kept
+
+
+def from_first(parts: list[slice]) -> list[slice]:
+    """As many slices of these lengths, but from the first column on."""
+    return [slice(part.start - parts[0].start, part.stop - parts[0].start) for part in parts]
+
+
 #: Mistakes in parts of the module itself: the name of the part, and what stands in its place.
 INSIDE = {
     "the last block left out": ("_slices", lambda f: lambda *a: f(*a)[: max(1, len(f(*a)) - 1)]),
@@ -171,10 +186,18 @@ INSIDE = {
     "one too many in every sum": ("_exp_", lambda f: lambda z: (lambda m, t: (m, t + 1))(*f(z))),
     "labels found one to the right": ("_locate", lambda f: lambda labels, columns: f(labels + 1, columns)),
     "every label in every block": ("_locate", lambda f: lambda *a: (torch.ones_like(f(*a)[0]), f(*a)[1])),
-    "gradient of the wrong sign": ("_softmax_gradient_", lambda f: lambda z, m, t, g, *a: f(z, m, t, -g, *a)),
-    "gradient without the label": ("_softmax_gradient_", lambda f: lambda *a: f(*a[:4], a[4] & False, a[5])),
-    "gradient without the factor": ("_softmax_gradient_", lambda f: lambda z, m, t, g, *a: f(z, m, t, g * 0 + 1, *a)),
-    "gradient not normalised": ("_softmax_gradient_", lambda f: lambda z, m, t, *a: f(z, m, t * 0 + 1, *a)),
+    "gradient of the wrong sign": ("_softmax_gradient_", lambda f: lambda z, t, g, *a: f(z, t, -g, *a)),
+    "gradient without the label": ("_softmax_gradient_", lambda f: lambda *a: f(*a[:3], a[3] & False, a[4])),
+    "gradient without the factor": ("_softmax_gradient_", lambda f: lambda z, t, g, *a: f(z, t, g * 0 + 1, *a)),
+    "gradient not normalised": ("_softmax_gradient_", lambda f: lambda z, t, *a: f(z, t * 0 + 1, *a)),
+    "the kept blocks in the wrong order": ("_exps", lambda f: lambda *a: f(*a[:5], a[5][2:] + a[5][:2])),
+    "a kept block in place of its neighbour": ("_exps", lambda f: lambda *a: f(*a[:5], a[5][2:4] + a[5][2:])),
+    "a kept block with another's top": ("_exps", lambda f: lambda *a: f(*a[:5], with_top(a[5], a[5][-1:]))),
+    "a kept block that the top left behind": ("_exps", lambda f: lambda *a: f(*a[:5], with_top(a[5], [a[4]]))),
+    "blocks made anew from the first on": (
+        "_blocks",
+        lambda f: lambda h, w, b, p, own=0: f(h, w, b, from_first(p), own),
+    ),
     "products of absolute values": ("_matmul", lambda f: lambda a, b, out=None: f(a.abs(), b, out=out)),
 }
 
@@ -274,22 +297,40 @@ def test_given_logits_only_their_gradient_has_their_size():
     assert {x.data_ptr() for x in saved if x.numel() >= 2000} == {logits.data_ptr()}  # kept, not copied
 
 
-def test_what_is_kept_for_the_backward_pass_has_the_size_of_the_hidden_states_and_the_head():
+def test_with_no_chunk_kept_what_is_saved_has_the_size_of_the_hidden_states_and_the_head():
     (hidden, weight, bias), labels, _ = batch(4, 16, 1000, 8, dtype=torch.float32)
     for head_needs in (True, False):
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):  # noqa: B023
-            sequence_logps(hidden.requires_grad_(), labels, weight=weight.requires_grad_(head_needs), bias=bias)
+            sequence_logps(hidden.requires_grad_(), labels, weight=weight.requires_grad_(head_needs), bias=bias, keep=0)
         assert max(x.numel() for x in saved) <= weight.numel()
 
 
-@pytest.mark.parametrize(("needs", "products"), [((True, True), 4), ((True, False), 2), ((False, True), 3)])
-def test_a_frozen_head_costs_no_product_twice(needs, products):
+@pytest.mark.parametrize("keep", [0, 0.01, 0.5, 1])
+@pytest.mark.parametrize(
+    ("needs", "products", "again"), [((True, True), 3, 1), ((True, False), 2, 0), ((False, True), 2, 1)]
+)
+def test_only_chunks_that_are_not_kept_cost_a_product_again(needs, products, again, keep):
     (hidden, weight, _), labels, _ = batch()
     hidden.requires_grad_(needs[0]), weight.requires_grad_(needs[1])
+    scored = int((labels != IGNORE).sum())
     with Largest() as seen:
-        sequence_logps(hidden, labels, weight=weight).sum().backward()
-    assert seen.products == products
+        sequence_logps(hidden, labels, weight=weight, chunk_size=scored, keep=keep).sum().backward()
+    chunks = len(weight)  # of one token each
+    assert seen.products == products * chunks + again * (chunks - math.ceil(keep * chunks))
+
+
+@pytest.mark.parametrize("keep", [0, 0.25, 0.3, 1])
+def test_kept_is_the_share_that_was_asked_for(keep):
+    (hidden, weight, _), labels, _ = batch(4, 16, 1000, 8, dtype=torch.float32)
+    scored = int((labels != IGNORE).sum())
+    for frozen in (False, True):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):  # noqa: B023
+            settings = {"weight": weight.requires_grad_(not frozen), "chunk_size": 100 * scored, "keep": keep}
+            sequence_logps(hidden.requires_grad_(), labels, **settings)
+        blocks = [x for x in saved if x.shape == (scored, 100)]
+        assert len({x.data_ptr() for x in blocks}) == len(blocks) == (0 if frozen else math.ceil(10 * keep))
 
 
 def test_without_gradients_one_product():
@@ -597,6 +638,11 @@ def test_labels_outside_the_vocabulary_are_refused(value, head):
         ({"chunk_size": 0}, ValueError, "chunk_size = 0: it must be at least 1"),
         ({"chunk_size": 0.5}, TypeError, "chunk_size = 0.5: it must be an integer"),
         ({"chunk_size": True}, TypeError, "chunk_size = True: it must be an integer"),
+        ({"keep": -0.1}, ValueError, "keep = -0.1: it must be from 0"),
+        ({"keep": 1.01}, ValueError, "keep = 1.01: it must be from 0"),
+        ({"keep": math.nan}, ValueError, "keep = nan: it must be from 0"),
+        ({"keep": "all"}, TypeError, "keep = 'all': it must be a number from 0 to 1"),
+        ({"keep": True}, TypeError, "keep = True: it must be a number from 0 to 1"),
         ({"ignore_index": None}, TypeError, "ignore_index = None: it must be an integer"),
     ],
 )

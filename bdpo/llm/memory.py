@@ -10,7 +10,8 @@ optimiser
 gathered                under FSDP: two layers, embedding and head in the precision that is computed in
 activations             :math:`T L\,(13h + 4f)\,b` with :math:`b` bytes a number: what autograd keeps of a Llama layer
                         whose attention keeps no scores. With checkpointing :math:`T L h\,b` and one layer in full
-logits                  what `bdpo.logps` holds at a time, and not :math:`T \times V` numbers
+logits                  what `bdpo.logps` holds at a time, and the share of the scored positions' table that it keeps
+                        for the backward pass if the head is trained; not :math:`T \times V` numbers
 reference               none if precomputed, else one more set of weights
 ======================  ==================================================================================
 
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 
 from bdpo import parameters
-from bdpo.logps import CHUNK_SIZE
+from bdpo.logps import CHUNK_SIZE, KEEP
 
 GB = 1e9
 
@@ -221,6 +222,7 @@ def estimate(
     activations = tokens * width * counts.layers * computed + full if checkpointing else full * counts.layers
     scored = 2 * pairs * response_tokens
     logits = 4.0 * min(CHUNK_SIZE, scored * config.vocab_size) + 4 * scored * width
+    logits += 4 * KEEP * scored * config.vocab_size * (not frozen)
 
     passes = 6 if not frozen else 4  # a frozen weight needs no gradient of its own
     passes += 2 * online_reference

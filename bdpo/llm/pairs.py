@@ -13,6 +13,8 @@ rejected              all             causal
 
 Both first tokens are predicted by the prompt's last position. The log-probs are those of the two rows ``[prompt,
 chosen]`` and ``[prompt, rejected]`` up to rounding, for :math:`P + C + R` positions instead of :math:`2P + C + R`.
+Only the attention works on rows, which are as long as the longest; everything else sees the tokens of the batch one
+after another, without padding. And the last layer's MLP skips the positions that predict nothing.
 Only the positions that predict a token of a response meet the output head, through `bdpo.logps.token_logps`, so that no
 table [batch, length, vocabulary] exists.
 
@@ -33,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -48,6 +51,7 @@ ATTENTION = ("eager", "sdpa")
 #: What to do with a pair that is longer than the context.
 TRUNCATION = ("error", "prompt", "response", "drop")
 
+_ATTENTION_NAMES = ("self_attn", "attn", "attention")  # of a layer's module, over all architectures that share
 _TEXTS = ("prompt", "chosen", "rejected")
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
@@ -240,10 +244,14 @@ class PairCollator:
     Returns
     -------
     dict[str, Tensor]
-        ``chosen_lengths``, ``rejected_lengths`` [pairs]; ``input_ids``, ``segments`` (0 padding, 1 prompt, 2 chosen, 3
-        rejected) and ``position_ids`` [rows, length]; for every scored token ``targets`` (its id), ``sources`` (the
+        ``chosen_lengths``, ``rejected_lengths`` [pairs]; ``segments`` [rows, length] (0 padding, 1 prompt, 2 chosen, 3
+        rejected) and ``input_ids`` of the same shape; for every scored token ``targets`` (its id), ``sources`` (the
         position that predicts it, counted through all rows) and ``owners`` (which response it belongs to: pair k's
         chosen is k, its rejected is pairs + k); and the reference's log-probs [pairs] if the items have them.
+
+        With a shared prompt ``input_ids`` [1, tokens] has no padding, nor has the count of ``sources``; beside them lie
+        ``position_ids`` [1, tokens], ``places`` [tokens] (where in ``segments``, counted through all rows, a token
+        is), and ``predicting``, the sources in order and without repetition.
     """
 
     def __init__(self, share_prompt: bool = True) -> None:
@@ -271,20 +279,26 @@ class PairCollator:
         row, at = np.nonzero(segments >= _CHOSEN)
         second = segments[row, at] == _REJECTED  # only where the prompt is shared
         before = np.where(second & (at == bounds[row, 1]), bounds[row, 0] - 1, at - 1)
-        positions = np.broadcast_to(place, ids.shape)
-        if self.share_prompt:
-            positions = np.where(segments == _REJECTED, place - chosen[:, None], place)
-            positions = np.where(segments > 0, positions, 0)
         batch = {
             "chosen_lengths": chosen,
             "rejected_lengths": rejected,
             "input_ids": ids,
             "segments": segments,
-            "position_ids": np.ascontiguousarray(positions),
             "targets": ids[row, at],
             "sources": row * len(place) + before,
             "owners": row + count * second,
         }
+        if self.share_prompt:
+            places = np.flatnonzero(segments)
+            positions = np.where(segments == _REJECTED, place - chosen[:, None], place)
+            sources = np.searchsorted(places, batch["sources"])
+            batch |= {
+                "input_ids": ids.take(places)[None],
+                "position_ids": positions.take(places)[None],
+                "places": places,
+                "sources": sources,
+                "predicting": np.unique(sources),
+            }
         tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
         if _REFERENCE[0] in items[0]:
             tensors.update({n: torch.tensor([x[n] for x in items], dtype=torch.float32) for n in _REFERENCE})
@@ -344,14 +358,20 @@ def add_pair_scoring(model: Any) -> None:
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     _teach(model, "pairs", _pair_logps)
+    if model.config.model_type not in SHARING:
+        return
+    layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    _teach(layers[-1], "predicting", _predicting_only)
+    for layer in layers:
+        _teach(next(m for name, m in layer.named_children() if name in _ATTENTION_NAMES), "places", _in_rows)
     head = model.get_output_embeddings()
-    if model.config.model_type in SHARING and type(head) is torch.nn.Linear:
+    if type(head) is torch.nn.Linear:
         # Through the head's own call, and not by reading its weights: a wrapper that shards them gathers them then.
         _teach(head, "labels", lambda head, _, labels, x: token_logps(x, labels, weight=head.weight, bias=head.bias))
 
 
 def _teach(module: Any, word: str, answer: Any) -> None:
-    """From now on ``module(*args, word=x)`` is ``answer(module, plain, x, *args)``, ``plain`` its forward until now."""
+    """From now on ``module(..., word=x)`` is ``answer(module, plain, x, ...)``, ``plain`` its forward until now."""
     original = module.forward
     if word in getattr(original, "taught", ()):
         return
@@ -359,7 +379,7 @@ def _teach(module: Any, word: str, answer: Any) -> None:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         asked = kwargs.pop(word, None)
-        return plain(self, *args, **kwargs) if asked is None else answer(self, plain, asked, *args)
+        return plain(self, *args, **kwargs) if asked is None else answer(self, plain, asked, *args, **kwargs)
 
     forward.taught = (*getattr(original, "taught", ()), word)  # type: ignore[attr-defined]
     module.forward = types.MethodType(forward, module)
@@ -368,8 +388,9 @@ def _teach(module: Any, word: str, answer: Any) -> None:
 def _pair_logps(model: Any, plain: Any, pairs: Mapping[str, Tensor]) -> Tensor:
     segments, sources, labels = pairs["segments"], pairs["sources"], pairs["targets"]
     inputs = {"input_ids": pairs["input_ids"], "use_cache": False}
-    if len(segments) == len(pairs["chosen_lengths"]):
-        inputs |= {"attention_mask": _shared_mask(model, segments), "position_ids": pairs["position_ids"]}
+    if "places" in pairs:
+        inputs |= {name: pairs[name] for name in ("position_ids", "places", "predicting")}
+        inputs["attention_mask"] = _shared_mask(model, segments)
     else:
         inputs["attention_mask"] = (segments > 0).long()
     head = model.get_output_embeddings()
@@ -394,13 +415,47 @@ def _shared_mask(model: Any, segments: Tensor) -> Tensor:
     length = segments.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
     seen = causal & ((segments[:, :, None] == segments[:, None, :]) | (segments == _PROMPT)[:, None, :])
-    seen = seen[:, None]
-    if model.config._attn_implementation == "sdpa":
-        return seen
     dtype = model.dtype
     if torch.is_autocast_enabled(segments.device.type):
         dtype = torch.get_autocast_dtype(segments.device.type)
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def _in_rows(attention: Any, plain: Any, places: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Attention, of a row a pair. All other parts of the model see the tokens one after another, without padding."""
+    rows, length = kwargs["attention_mask"].shape[::3]
+
+    def pad(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.shape[:2] != (1, len(places)):
+            return x
+        return x.new_zeros(rows * length, *x.shape[2:]).index_copy(0, places, x[0]).unflatten(0, (rows, length))
+
+    args, kwargs = tree_map(pad, (args, kwargs))
+    out, *others = plain(attention, *args, **kwargs)
+    return out.flatten(0, 1).index_select(0, places)[None], *others
+
+
+def _predicting_only(layer: Any, plain: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """The last layer, whose MLP skips positions that predict nothing: what it adds there reaches no log-prob."""
+    if getattr(layer, "gradient_checkpointing", False) and layer.training:
+        return plain(layer, *args, **kwargs)  # which runs once more in the backward pass, then without these hooks
+
+    def select(_: Any, given: tuple[Tensor]) -> tuple[Tensor]:
+        nonlocal whole
+        whole = given[0]
+        return (whole.index_select(1, positions),)
+
+    def spread(_: Any, __: Any, out: Tensor) -> Tensor:
+        return torch.zeros_like(whole, dtype=out.dtype).index_copy(1, positions, out)
+
+    whole = positions
+    hooks = layer.mlp.register_forward_pre_hook(select), layer.mlp.register_forward_hook(spread)
+    try:
+        return plain(layer, *args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 # ---------------------------------------------------------------- scores without gradients
