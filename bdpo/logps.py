@@ -75,8 +75,10 @@ def sequence_logps(
     """
     if isinstance(labels, Tensor) and labels.ndim == 0:
         raise ValueError("labels has shape (): a sequence has a length; pass labels of shape [batch, length]")
-    settings = {"ignore_index": ignore_index, "chunk_size": chunk_size, "keep": keep}
-    return token_logps(inputs, labels, weight=weight, bias=bias, **settings).sum(-1)
+    tokens = token_logps(
+        inputs, labels, weight=weight, bias=bias, ignore_index=ignore_index, chunk_size=chunk_size, keep=keep
+    )
+    return tokens.sum(-1)
 
 
 def token_logps(
