@@ -272,15 +272,15 @@ CASES: dict[str, dict[str, Any]] = {
 def table(config: Any, **lengths: Any) -> str:
     """The cases of the page on scaling as a table in Markdown, with activation checkpointing."""
     lines = [
-        "| on paper, not run | weights | gradients, moments | gathered | activations, logits | reference | a GPU needs "
-        "| 80 GB | sent a step | positions/s |",
+        "| on paper, not run | a GPU needs | 80 GB | positions/s | sent a step | weights | gradients, moments "
+        "| gathered | activations, logits | reference |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, case in CASES.items():
         e = estimate(config, checkpointing=True, **(lengths | case))
-        parts = (e.weights, e.gradients + e.optimizer, e.gathered, e.activations + e.logits, e.reference, e.total)
+        parts = (e.weights, e.gradients + e.optimizer, e.gathered, e.activations + e.logits, e.reference)
         fits = "yes" if e.fits(80 * GB) else "no"
         speed = f"{e.tokens_per_second:,.0f}" if fits == "yes" else "–"
-        cells = [name, *(f"{part / GB:.1f}" for part in parts), fits, f"{e.communicated / GB:.1f}", speed]
+        cells = [name, f"{e.total / GB:.1f}", fits, speed, *(f"{part / GB:.1f}" for part in (e.communicated, *parts))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
