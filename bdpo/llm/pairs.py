@@ -441,6 +441,8 @@ def _predicting_only(layer: Any, plain: Any, positions: Tensor, *args: Any, **kw
     if getattr(layer, "gradient_checkpointing", False) and layer.training:
         return plain(layer, *args, **kwargs)  # which runs once more in the backward pass, then without these hooks
 
+    whole = positions
+
     def select(_: Any, given: tuple[Tensor]) -> tuple[Tensor]:
         nonlocal whole
         whole = given[0]
@@ -449,7 +451,6 @@ def _predicting_only(layer: Any, plain: Any, positions: Tensor, *args: Any, **kw
     def spread(_: Any, __: Any, out: Tensor) -> Tensor:
         return torch.zeros_like(whole, dtype=out.dtype).index_copy(1, positions, out)
 
-    whole = positions
     hooks = layer.mlp.register_forward_pre_hook(select), layer.mlp.register_forward_hook(spread)
     try:
         return plain(layer, *args, **kwargs)
