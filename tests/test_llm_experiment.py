@@ -256,6 +256,26 @@ def test_recorded_rows_are_whole_and_start_from_one_reference(name: str) -> None
     assert np.isfinite(ok.select_dtypes("number")).all(axis=None)
 
 
+def test_recorded_rows_on_real_pairs_are_whole_and_tuned_by_their_trials() -> None:
+    frame, note = results.read("llm/table3"), results.provenance("llm/table3")
+    assert note["parameters"]["setup"] == dataclasses.asdict(real.RealSetup())
+    assert not frame.duplicated(["seed", "method", "checkpoint"]).any()
+    assert set(frame.method) == {"sft", *real.REAL_METHODS}
+    assert frame.seed.nunique() >= 5
+    assert experiment.TUNING_SEED not in set(frame.seed)
+    sft, ok = frame[frame.method == "sft"], frame[frame.status == "ok"]
+    assert (sft.kl == 0).all()
+    assert (sft.accuracy == 0.5).all()
+    assert ok.accuracy.between(0, 1).all()
+    assert np.isfinite(ok.select_dtypes("number")).all(axis=None)
+    assert frame.validation.nunique() == 1
+    trials = results.read("llm/tuning-table3").to_dict("records")
+    best = experiment.tuned(None, real.LABEL, trials, lambda: None, real.REAL_METHODS, "reward")  # type: ignore[arg-type]
+    assert {method: list(pair) for method, pair in best.items()} == note["parameters"]["chosen"]
+    for (method,), part in frame[frame.method != "sft"].groupby(["method"]):
+        assert set(zip(part.beta, part.rate, strict=True)) == {best[method]}
+
+
 def test_the_recorded_world_is_the_recorded_reference() -> None:
     world = experiment.recorded_world(0)
     found = world.evaluate("overall", world.reference)
