@@ -213,7 +213,7 @@ def test_a_recording_that_was_killed_goes_on_to_equal_rows(
     def rows(root: Path) -> list[pd.DataFrame]:
         return [results.read(f"llm/{name}", root=root) for name in ("table3", "curves-table3")]
 
-    real.table3(pairs_file, range(2), TINY_REAL, methods=methods, root=tmp_path / "whole", **where)
+    real.table3(pairs_file, range(2), setup=TINY_REAL, methods=methods, root=tmp_path / "whole", **where)
     save = experiment.Record.save
 
     def killed(self: experiment.Record) -> None:
@@ -223,11 +223,11 @@ def test_a_recording_that_was_killed_goes_on_to_equal_rows(
 
     monkeypatch.setattr(experiment.Record, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        real.table3(pairs_file, range(2), TINY_REAL, methods=methods, root=tmp_path / "part", **where)
+        real.table3(pairs_file, range(2), setup=TINY_REAL, methods=methods, root=tmp_path / "part", **where)
     monkeypatch.setattr(experiment.Record, "save", save)
     half = [set(zip(found.seed, found.method, strict=True)) for found in rows(tmp_path / "part")]
     assert half[1] - half[0] == {(1, "dpo")}
-    real.table3(pairs_file, range(2), TINY_REAL, methods=methods, root=tmp_path / "part", **where)
+    real.table3(pairs_file, range(2), setup=TINY_REAL, methods=methods, root=tmp_path / "part", **where)
     for whole, part in zip(rows(tmp_path / "whole"), rows(tmp_path / "part"), strict=True):
         pd.testing.assert_frame_equal(whole, part)
     table = rows(tmp_path / "whole")[0]
@@ -256,9 +256,10 @@ def test_recorded_rows_are_whole_and_start_from_one_reference(name: str) -> None
     assert np.isfinite(ok.select_dtypes("number")).all(axis=None)
 
 
-def test_recorded_rows_on_real_pairs_are_whole_and_tuned_by_their_trials() -> None:
-    frame, note = results.read("llm/table3"), results.provenance("llm/table3")
-    assert set(note["parameters"]["setup"]) == set(dataclasses.asdict(real.RealSetup()))
+@pytest.mark.parametrize("name", real.SIZES)
+def test_recorded_rows_on_real_pairs_are_whole_and_tuned_by_their_trials(name: str) -> None:
+    frame, note = results.read(f"llm/{name}"), results.provenance(f"llm/{name}")
+    assert note["parameters"]["setup"] == dataclasses.asdict(real.SIZES[name])
     assert not frame.duplicated(["seed", "method", "checkpoint"]).any()
     assert set(frame.method) == {"sft", *real.REAL_METHODS}
     assert frame.seed.nunique() >= 5
@@ -269,7 +270,7 @@ def test_recorded_rows_on_real_pairs_are_whole_and_tuned_by_their_trials() -> No
     assert ok.accuracy.between(0, 1).all()
     assert np.isfinite(ok.select_dtypes("number")).all(axis=None)
     assert frame.validation.nunique() == 1
-    trials = results.read("llm/tuning-table3").to_dict("records")
+    trials = results.read(f"llm/tuning-{name}").to_dict("records")
     best = experiment.tuned(None, real.LABEL, trials, lambda: None, real.REAL_METHODS, "reward")  # type: ignore[arg-type]
     assert {method: list(pair) for method, pair in best.items()} == note["parameters"]["chosen"]
     for (method,), part in frame[frame.method != "sft"].groupby(["method"]):

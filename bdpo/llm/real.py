@@ -3,6 +3,7 @@ r"""The recorded experiment of Table 3: every method on a real file of pairs, wi
 .. code-block:: console
 
     $ python -m bdpo.llm.real harmless-base-test.jsonl.gz --seeds 5  # goes on where it was stopped
+    $ python -m bdpo.llm.real harmless-base-test.jsonl.gz --seeds 5 --name table3-larger
 
 **Divisions.** A pair belongs to the dialogue that its opening begins, the first words of the human, and a dialogue is
 never divided. Those set aside for validation are chosen by a hash of the opening: they are the same for every seed, and
@@ -57,26 +58,42 @@ class RealSetup:
     """Sizes of the experiment on a real file; all our choice. Nothing here is near a model that people would use."""
 
     vocabulary: int = 1024
-    layers: int = 2
+    layers: int = 1
     width: int = 64
-    prompt_characters: int = 160  # of a prompt the last ones are kept
-    response_characters: int = 200  # pairs with a longer response are left out
+    prompt_characters: int = 80  # of a prompt the last ones are kept
+    response_characters: int = 120  # pairs with a longer response are left out
     validation: float = 0.12  # of the dialogues, for all seeds
     held_out: float = 0.2  # of the other dialogues, for one seed
-    sft_epochs: int = 4
+    sft_epochs: int = 8
     sft_rate: float = 3e-3
     epochs: int = 2  # arXiv:2502.20847v1, Appendix B: "the same for HH"
     batch: int = 32
     validations: int = 10  # along a run
     checkpoints: int = 3  # at which responses are sampled, the last one at the end
-    judge_characters: int = 400  # as response_characters, of what the judge is trained on
+    judge_characters: int = 200  # as response_characters, of what the judge is trained on
     judge_epochs: int = 2
     judge_rate: float = 1e-3
-    samples: int = 160
-    new_tokens: int = 64
+    samples: int = 128
+    new_tokens: int = 48
     max_length: int = 512
-    rloo_steps: int = 20
+    rloo_steps: int = 15
     rloo_completions: int = 64
+
+
+#: Sizes by the name of their rows: the second has twice the layers, longer responses, and a judge that sees more pairs.
+SIZES = {
+    "table3": RealSetup(),
+    "table3-larger": RealSetup(
+        layers=2,
+        prompt_characters=160,
+        response_characters=200,
+        sft_epochs=4,
+        judge_characters=400,
+        samples=160,
+        new_tokens=64,
+        rloo_steps=20,
+    ),
+}
 
 
 def opening(prompt: str) -> str:
@@ -253,29 +270,32 @@ class RealWorld:
 def table3(
     file: Path,
     seeds: Iterable[int],
+    name: str = "table3",
     setup: RealSetup | None = None,
     *,
     methods: Sequence[str] = REAL_METHODS,
     folder: Path,
     root: Path | None = None,
 ) -> None:
-    """Record ``llm/tuning-table3``, then ``llm/table3`` and ``llm/curves-table3``, going on where they end.
+    """Record ``llm/tuning-NAME``, then ``llm/NAME`` and ``llm/curves-NAME``, going on where they end.
 
     Parameters
     ----------
-    file, setup
+    file
         As in `RealWorld`.
+    name, setup
+        What the rows are called, and sizes: those of this name in `SIZES` unless given.
     seeds, methods, folder, root
         As in `bdpo.llm.experiment.table2`.
     """
-    setup = setup or RealSetup()
+    setup = setup or SIZES[name]
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     same = {"setup": dataclasses.asdict(setup), "file": file.name, "sha256": digest, "rates": list(RATES)}
-    trials = Record("llm/tuning-table3", same, root)
+    trials = Record(f"llm/tuning-{name}", same, root)
     world = RealWorld(file, setup, TUNING_SEED, "validation", folder=folder)
     best = tuned(world, LABEL, trials.rows, trials.save, REAL_METHODS, by="reward")
     same["chosen"] = {method: list(pair) for method, pair in best.items()}
-    tables = [Record(f"llm/{name}", same, root) for name in ("table3", "curves-table3")]
+    tables = [Record(f"llm/{kind}", same, root) for kind in (name, f"curves-{name}")]
     record(lambda seed: RealWorld(file, setup, seed, folder=folder), LABEL, seeds, methods, best, *tables)
 
 
@@ -283,8 +303,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Record Table 3's experiment."""
     parser = options("bdpo.llm.real", "Record the experiment of Table 3.", "_build/llm")
     parser.add_argument("file", type=Path, help="a preference file with one label")
+    parser.add_argument("--name", choices=list(SIZES), default="table3", help="which sizes, and where the rows go")
     given = parser.parse_args(arguments)
-    table3(given.file, range(given.seeds), methods=given.methods or REAL_METHODS, folder=given.work)
+    table3(given.file, range(given.seeds), given.name, methods=given.methods or REAL_METHODS, folder=given.work)
 
 
 if __name__ == "__main__":
