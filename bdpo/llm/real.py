@@ -57,25 +57,25 @@ class RealSetup:
     """Sizes of the experiment on a real file; all our choice. Nothing here is near a model that people would use."""
 
     vocabulary: int = 1024
-    layers: int = 1
+    layers: int = 2
     width: int = 64
-    prompt_characters: int = 80  # of a prompt the last ones are kept
-    response_characters: int = 120  # pairs with a longer response are left out
+    prompt_characters: int = 160  # of a prompt the last ones are kept
+    response_characters: int = 200  # pairs with a longer response are left out
     validation: float = 0.12  # of the dialogues, for all seeds
     held_out: float = 0.2  # of the other dialogues, for one seed
-    sft_epochs: int = 8
+    sft_epochs: int = 4
     sft_rate: float = 3e-3
     epochs: int = 2  # arXiv:2502.20847v1, Appendix B: "the same for HH"
     batch: int = 32
     validations: int = 10  # along a run
     checkpoints: int = 3  # at which responses are sampled, the last one at the end
-    judge_characters: int = 200  # as response_characters, of what the judge is trained on
+    judge_characters: int = 400  # as response_characters, of what the judge is trained on
     judge_epochs: int = 2
     judge_rate: float = 1e-3
-    samples: int = 128
-    new_tokens: int = 48
+    samples: int = 160
+    new_tokens: int = 64
     max_length: int = 512
-    rloo_steps: int = 15
+    rloo_steps: int = 20
     rloo_completions: int = 64
 
 
