@@ -32,8 +32,8 @@ from bdpo.llm.objective import METRICS, Objective
 from bdpo.llm.pairs import ATTENTION, SHARING, PairCollator, Pairs, add_pair_scoring, check_model, score, tokenize
 from bdpo.llm.trainer import PreferenceArguments, PreferenceTrainer, TrainingDiverged, _check_distribution
 
-# PEFT asks transformers for a property under its older name.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+# PEFT asks transformers for a property under its older name; everything that has no adapter is held to the new one.
+adapted = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 VOCABULARY = 41
 STEEP = {"initializer_range": 0.3}  # weights large enough for attention and positions to matter
@@ -530,6 +530,7 @@ def test_bfloat16_is_near(base: PreferenceTrainer, tmp_path: Path) -> None:
     assert logged(half) != logged(base)
 
 
+@adapted
 @pytest.mark.parametrize("reference", ["precomputed", "online"])
 def test_the_reference_of_an_adapter_is_the_model_without_it(reference: str, tmp_path: Path) -> None:
     config = peft.LoraConfig(
@@ -551,6 +552,7 @@ def test_the_reference_of_an_adapter_is_the_model_without_it(reference: str, tmp
         assert np.allclose(first.numpy(), chosen, atol=1e-5)
 
 
+@adapted
 def test_an_adapter_on_the_head_is_part_of_the_score() -> None:
     torch.manual_seed(1)
     config = peft.LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)
@@ -597,6 +599,7 @@ def test_objectives_without_a_reference_compute_none(name: str, tmp_path: Path) 
     assert logged(trainer)[-1] < logged(trainer)[0]
 
 
+@adapted
 def test_unsupported_combinations_are_refused(tmp_path: Path) -> None:
     for settings, words in [
         ({"reference": "online"}, "pass ref_model"),
