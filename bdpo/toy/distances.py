@@ -95,17 +95,8 @@ def against_ppo(seeds: int = 16) -> list[Settings]:
     twice, since its reward model may take over the reference's hidden layer or start from the first policy. The table
     alone starts from a bump beside the best responses, with pairs drawn evenly or from that bump; there is no stage
     that makes a reference, so that the bump is the reference. The reward model has as many updates as a policy at step
-    ``BUDGET``, on the same pairs.
-
-    Parameters
-    ----------
-    seeds
-        How many, from 0 on.
-
-    Returns
-    -------
-    list of Settings
-        The runs, with the methods of one comparison side by side.
+    ``BUDGET``, on the same pairs. The methods of one comparison stand side by side;
+    seeds as in `bdpo.toy.sweeps.Recorded`.
     """
     common: dict[str, Any] = {"optimizer": "adam", "data": "fixed", "pairs": 2000, "batch": 64, "steps": 1000}
     common |= {"reward_steps": BUDGET, "record": (0, 10, 30, 100, BUDGET), "watch_every": 0}

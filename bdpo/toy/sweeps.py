@@ -178,7 +178,7 @@ class Recorded:
     """A sweep the book is made from."""
 
     title: str  #: what it is
-    settings: Callable[[int], list[Settings]]  #: its runs, from the number of seeds
+    settings: Callable[[int], list[Settings]]  #: its runs, from how many seeds, 0 on
     seeds: int  #: how many it was recorded with
     columns: tuple[str, ...] | None = None  #: the columns kept; all without
     narrow: bool = False  #: whether measures are rounded to float32 to save room
@@ -187,18 +187,7 @@ class Recorded:
 
 
 def table1(seeds: int = 128) -> list[Settings]:
-    """Table 1 under the central reading: the paper's six, one peer, and three ways to learn from a reward.
-
-    Parameters
-    ----------
-    seeds
-        How many, from 0 on.
-
-    Returns
-    -------
-    list of Settings
-        The runs.
-    """
+    """Table 1 under the central reading: the paper's six, one peer, and three ways to learn from a reward."""
     base = replace(CENTRAL, record=(0, 30, 100))
     methods = (*PAPER, "ipo", "rlhf", "ppo", "oracle")
     return grid(base, mask_rate=MASK_RATES, seed=range(seeds), method=methods)
@@ -221,16 +210,8 @@ LEARNERS: tuple[tuple[str, str, str, tuple[float, ...], tuple[tuple[str, int], .
 def multiverse(seeds: int = 16) -> list[Settings]:
     """Every reading that we could think of, crossed: learner, rate, steps, data, and where a method starts.
 
-    Parameters
-    ----------
-    seeds
-        How many, from 0 on.
-
-    Returns
-    -------
-    list of Settings
-        The runs: steps 100, 300 and 1000 are rows of one run. Starts other than the reference are crossed with fresh
-        data only.
+    Steps 100, 300 and 1000 are rows of one run. Starts other than the reference are crossed with fresh
+    data only.
     """
     runs = []
     for policy, init, optimizer, rates, sources in LEARNERS:
@@ -264,18 +245,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
 
 
 def variations(seeds: int = 16) -> list[Settings]:
-    """The central reading with one thing changed at a time, each at three learning rates.
-
-    Parameters
-    ----------
-    seeds
-        How many, from 0 on.
-
-    Returns
-    -------
-    list of Settings
-        The runs; steps 100 and 300 are rows of one run.
-    """
+    """The central reading with one thing changed at a time, each at three rates; steps 100 and 300 are its rows."""
     axes: dict[str, Any] = {"learning_rate": (0.0003, 0.001, 0.01), "mask_rate": MASK_RATES, "seed": range(seeds)}
     base = replace(CENTRAL, record=(100,), watch_every=0)
     return [s for change in VARIATIONS.values() for s in grid(replace(base, **change), **axes, method=PAPER)]
@@ -288,16 +258,6 @@ def stability(seeds: int = 8) -> list[Settings]:
     :math:`\frac{\beta^2}{4}\cdot\frac1n\cdot\frac{2}{m-1}` at a prompt with :math:`m` responses that are not masked, so
     that plain descent at a rate up to :math:`\eta = 4n(m-1)/\beta^2` lets it fall at every step: 1520 at beta = 1
     without a mask.
-
-    Parameters
-    ----------
-    seeds
-        How many, from 0 on.
-
-    Returns
-    -------
-    list of Settings
-        The runs.
     """
     methods = (*PAPER, "ipo", "conservative_dpo", "robust_dpo")
     axes: dict[str, Any] = {"label_noise": (0.0, 0.1, 0.2, 0.3, 0.4), "seed": range(seeds)}
